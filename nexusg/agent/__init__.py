@@ -1,0 +1,1 @@
+"""The runtime: supervises sessions and pumps streams."""

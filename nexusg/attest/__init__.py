@@ -1,0 +1,1 @@
+"""Token providers: an external command, a shared secret, and the handshake cache."""

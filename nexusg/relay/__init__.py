@@ -1,0 +1,1 @@
+"""The development relay. It is for development and tests, and says so."""

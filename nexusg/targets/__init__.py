@@ -1,0 +1,1 @@
+"""Local services: which one a stream goes to, and how it is dialled."""

@@ -1,0 +1,1 @@
+"""Sockets, TLS, the HTTP upgrade and the link that carries WebSocket bytes."""
