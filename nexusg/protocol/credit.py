@@ -1,0 +1,223 @@
+"""Flow control: permission to send, permission given, and the flush barrier (PROTOCOL.md 5, 6.4).
+
+The unit is one data message, not bytes. A `SendWindow` is permission we have from the peer, a
+`Granter` is permission we give, a `FlushBarrier` uses the peer's grants as acknowledgements.
+
+Invariants of SendWindow
+  W1  ``available`` is never negative.
+  W2  a credit is taken if and only if a frame is committed to the output.
+  W3  a grant of zero or less changes nothing; one grant adds at most MAX_GRANT; ``available``
+      never exceeds MAX_GRANT.
+  W4  ``0 <= unacknowledged <= sent``: no grant acknowledges a frame that was not sent.
+
+Invariants of Granter
+  G1  the credits given are at most the window plus one for each frame consumed, plus one for each
+      advance not yet made up for.
+  G2  every grant after the first is at least a batch, except an advance, which is exactly one.
+  G3  nothing is given before the first grant or while held; nothing is lost by holding.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from nexusg.errors import LocalProtocolError
+
+
+#: First window and replenishing batch of every server since v0.3.7 (PROTOCOL.md section 5).
+WINDOW, BATCH = 64, 8
+#: Both sides clamp a grant to this.
+MAX_GRANT = 1 << 20
+
+#: A fresh Linux socket takes this much before its first acknowledgement (PROTOCOL.md section 6.4),
+#: so a reply this short cannot be cut off by the relay's short flush.
+UNFLUSHED_BYTES = 8 * 1024
+#: A stall this long with 1 to 7 frames unacknowledged means that the batches are out of phase.
+STALL_S = 0.2
+#: Without a grant for this long the user takes nothing, and the barrier gives up.
+GRANT_TIMEOUT_S = 30.0
+
+
+class SendWindow:
+    """Credits to send data messages; unlimited when the peer grants none (PROTOCOL.md 5.1)."""
+
+    __slots__ = ("acknowledged", "available", "sent", "unlimited")
+
+    def __init__(self, credits: int | None) -> None:
+        """``credits`` is the first window; None means unlimited."""
+        self.unlimited = credits is None
+        self.available = min(max(credits or 0, 0), MAX_GRANT)
+        self.sent = 0
+        self.acknowledged = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether a frame may be sent now."""
+        return self.available > 0 or self.unlimited
+
+    @property
+    def unacknowledged(self) -> int:
+        """Frames sent that no grant has covered yet; 0 when unlimited."""
+        return 0 if self.unlimited else self.sent - self.acknowledged
+
+    def take(self) -> None:
+        """Pay for one frame. Raises LocalProtocolError without a credit."""
+        if not self.unlimited:
+            if self.available < 1:
+                raise LocalProtocolError("a data message needs a credit")
+            self.available -= 1
+        self.sent += 1
+
+    def grant(self, credits: int) -> None:
+        """Add the peer's ``credits``."""
+        if credits > 0:
+            credits = min(credits, MAX_GRANT)
+            self.available = min(self.available + credits, MAX_GRANT)
+            self.acknowledged = min(self.acknowledged + credits, self.sent)
+
+
+class CappedWindow(SendWindow):
+    """The relay's rule for forward data: unlimited until the first grant fixes the capacity.
+
+    The capacity is max(64, first grant); later grants above it are discarded (PROTOCOL.md 5.2).
+    """
+
+    __slots__ = ("capacity",)
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.capacity = 0
+
+    def grant(self, credits: int) -> None:
+        """Add the agent's ``credits``, up to the capacity."""
+        if credits > 0 and not self.capacity:
+            self.unlimited = False
+            self.capacity = max(WINDOW, min(credits, MAX_GRANT))
+        super().grant(credits)
+        self.available = min(self.available, self.capacity)
+
+
+class Granter:
+    """Credits given to the peer: a first window, then a batch for each batch consumed."""
+
+    __slots__ = (
+        "_advanced",
+        "_batch",
+        "_consumed",
+        "_first_due",
+        "_repeat_due",
+        "given",
+        "held",
+        "window",
+    )
+
+    def __init__(self, window: int = WINDOW, batch: int = BATCH) -> None:
+        self.window = window
+        self.held = False  #: while true nothing is due
+        self.given = 0  #: credits given so far, without the repeated first window
+        self._batch = batch
+        self._consumed = 0
+        self._advanced = 0
+        self._first_due = self._repeat_due = True
+
+    def first(self) -> int:
+        """The first window, once; 0 afterwards."""
+        if not self._first_due:
+            return 0
+        self._first_due = False
+        self.given += self.window
+        return self.window
+
+    def consume(self, frames: int = 1) -> None:
+        """Count ``frames`` that their receiver has taken."""
+        repaid = min(frames, self._advanced)
+        self._advanced -= repaid
+        self._consumed += frames - repaid
+
+    def due(self) -> int:
+        """Credits to give now, 0 or at least a batch; the caller must send what this returns."""
+        if self._consumed < self._batch or self.held or self._first_due:
+            return 0
+        credits = min(self._consumed, MAX_GRANT)
+        self._consumed -= credits
+        self.given += credits
+        return credits
+
+    def repeat(self) -> int:
+        """The first window again, once, with the first batch; 0 otherwise.
+
+        The relay may have lost the first grant, since it announces a stream before it records it
+        (PROTOCOL.md section 5.4); a repeated one is clamped by the relay's capacity.
+        """
+        due, self._repeat_due = self._repeat_due, False
+        return self.window if due else 0
+
+    def advance(self) -> int:
+        """One credit ahead of consumption, for a receiver that stalls; 0 while held.
+
+        The relay gives up a stream that it cannot credit for long (PROTOCOL.md section 5.2).
+        """
+        if self.held or self._first_due:
+            return 0
+        if self._consumed:
+            self._consumed -= 1
+        else:
+            self._advanced += 1
+        self.given += 1
+        return 1
+
+
+class BarrierStep(enum.Enum):
+    """What the flush barrier asks for."""
+
+    PAD = "pad"  #: send one empty data frame, then ask again
+    WAIT = "wait"  #: until a grant, or until ``FlushBarrier.deadline``
+    DONE = "done"  #: everything has reached the user's kernel, or waiting longer is of no use
+
+
+class FlushBarrier:
+    """Waits until the relay has handed every frame to the user's kernel (PROTOCOL.md section 6.4).
+
+    On a disconnect the relay gives its own buffer only 50 ms, so the tail of a response to a slow
+    user would be lost. Its grants come in batches of eight frames written, so:
+
+    1. pad with empty frames until the number unacknowledged is a multiple of eight;
+    2. wait until it is zero;
+    3. if it stalls between one and seven, the batches are out of phase: pad again.
+    """
+
+    __slots__ = ("_acknowledged", "_batch", "_changed_at", "_padding", "_window", "deadline")
+
+    def __init__(self, window: SendWindow, now: float, batch: int = BATCH) -> None:
+        self._window = window
+        self._batch = batch
+        self._acknowledged = window.acknowledged
+        self._changed_at = now
+        self._padding = True
+        self.deadline = now  #: when to ask again without a grant
+
+    @staticmethod
+    def needed(window: SendWindow, sent_bytes: int) -> bool:
+        """Whether a stream that sent ``sent_bytes`` in all must wait at its end."""
+        return sent_bytes > UNFLUSHED_BYTES and window.unacknowledged > 0
+
+    def step(self, now: float) -> BarrierStep:
+        """What to do at ``now`` (seconds, monotonic)."""
+        left = self._window.unacknowledged
+        if left == 0:
+            return BarrierStep.DONE
+        if self._window.acknowledged != self._acknowledged:
+            self._acknowledged, self._changed_at = self._window.acknowledged, now
+        quiet_s = now - self._changed_at
+        if quiet_s >= GRANT_TIMEOUT_S:
+            return BarrierStep.DONE
+        if left < self._batch and quiet_s >= STALL_S:
+            self._padding = True
+        if left % self._batch == 0:
+            self._padding = False
+        if self._padding and self._window.ready:
+            return BarrierStep.PAD
+        self.deadline = self._changed_at + (
+            STALL_S if left < self._batch and quiet_s < STALL_S else GRANT_TIMEOUT_S
+        )
+        return BarrierStep.WAIT

@@ -1,0 +1,163 @@
+"""Whether the other side is still there: the session by WebSocket pings, streams by health pings.
+
+Both are sweeps over marks, without a timer for each message or stream (PROTOCOL.md 1.3, 7).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nexusg.protocol.stream import Stream
+
+
+#: The reference's cadence, which relays and NATs are used to.
+PING_AFTER_S = 5.0
+#: Twice that without a sign of life is a dead link.
+SILENCE_S = 10.0
+#: The same after a network change, when the old path is probably gone.
+PROBE_S = 3.0
+#: The longest time between two sweeps over the streams.
+SWEEP_S = 5.0
+#: One lost pong is not a verdict.
+PINGS_BEFORE_VERDICT = 2
+
+
+class Sign(enum.Enum):
+    """What `Liveness.check` asks for."""
+
+    FINE = "fine"
+    PING = "ping"
+    DEAD = "dead"
+
+
+class Liveness:
+    """When to ping the relay and when to give it up. Any byte received is a sign of life."""
+
+    __slots__ = ("_limit_s", "_pinged", "heard_at")
+
+    def __init__(self, now: float) -> None:
+        self.heard_at = now
+        self._pinged = False
+        self._limit_s = SILENCE_S
+
+    def heard(self, now: float) -> None:
+        """Bytes have arrived."""
+        self.heard_at = now
+        self._pinged = False
+        self._limit_s = SILENCE_S
+
+    def probe(self, now: float) -> None:
+        """The network has changed: the caller sends a ping, and silence is judged sooner."""
+        self._pinged = True
+        self._limit_s = min(SILENCE_S, now - self.heard_at + PROBE_S)
+
+    def check(self, now: float) -> Sign:
+        """Judge at ``now``; after PING the caller sends one."""
+        silence_s = now - self.heard_at
+        if silence_s >= self._limit_s:
+            return Sign.DEAD
+        if silence_s >= PING_AFTER_S and not self._pinged:
+            self._pinged = True
+            return Sign.PING
+        return Sign.FINE
+
+    @property
+    def silence_s(self) -> float:
+        """How long a silence is taken for death now."""
+        return self._limit_s
+
+    @property
+    def deadline(self) -> float:
+        """When to check next."""
+        return self.heard_at + (self._limit_s if self._pinged else PING_AFTER_S)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    """Settings of the stream health checks, in seconds (PROTOCOL.md section 7)."""
+
+    enabled: bool = True
+    inactivity_s: float = 60.0
+    pong_s: float = 5.0
+
+
+class Health:
+    """Finds streams that the relay has forgotten without telling."""
+
+    __slots__ = ("_asked", "_policy", "_sweep_at", "sweep_s")
+
+    def __init__(self, policy: HealthPolicy, now: float) -> None:
+        self._policy = policy
+        self.sweep_s = min(SWEEP_S, policy.inactivity_s)
+        self._sweep_at = now + self.sweep_s
+        self._asked: dict[Stream, float] = {}  # when its pong is due
+
+    def sweep(self, streams: Iterable[Stream], now: float) -> list[Stream] | None:
+        """Refresh the idle marks; the streams to ping. None between two sweeps."""
+        if now < self._sweep_at:
+            return None
+        self._sweep_at = now + self.sweep_s
+        silent = []
+        limit = now - self._policy.inactivity_s
+        for stream in streams:
+            if stream.activity != stream.idle_mark:
+                stream.idle_mark = stream.activity
+                stream.idle_since = now
+                self._asked.pop(stream, None)
+            elif (
+                self._policy.enabled
+                and stream.idle_since <= limit
+                and stream.pingable
+                and stream not in self._asked
+            ):
+                silent.append(stream)
+        for stream in silent:
+            self.ask(stream, now)
+        return silent
+
+    def ask(self, stream: Stream, now: float) -> None:
+        """The caller sends a health ping for ``stream`` now."""
+        stream.outstanding_pings += 1
+        self._asked[stream] = now + self._policy.pong_s
+
+    def pong(self, stream: Stream, now: float) -> None:
+        """The relay knows the stream."""
+        stream.outstanding_pings = 0
+        stream.idle_since = now
+        self._asked.pop(stream, None)
+
+    def overdue(self, now: float, heard_at: float) -> tuple[list[Stream], list[Stream]]:
+        """Streams whose pong is overdue: those to ask again, and those to give up.
+
+        No verdict while the session itself has not been heard since the question.
+        """
+        again: list[Stream] = []
+        lost: list[Stream] = []
+        for stream, due in list(self._asked.items()):
+            if not stream.pingable or stream.activity != stream.idle_mark:
+                stream.outstanding_pings = 0
+                del self._asked[stream]
+            elif due <= now:
+                if heard_at <= due - self._policy.pong_s:
+                    self._asked[stream] = now + self._policy.pong_s
+                elif stream.outstanding_pings < PINGS_BEFORE_VERDICT:
+                    again.append(stream)
+                else:
+                    lost.append(stream)
+                    del self._asked[stream]
+        return again, lost
+
+    def forget(self, stream: Stream) -> None:
+        """The stream has ended."""
+        self._asked.pop(stream, None)
+
+    @property
+    def deadline(self) -> float:
+        """When to look next."""
+        return min(self._asked.values(), default=self._sweep_at) if self._asked else self._sweep_at

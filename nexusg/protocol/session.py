@@ -1,0 +1,391 @@
+"""The agent's side of one session: bytes in, bytes and events out.
+
+The shell calls, in any order it likes, because no call switches greenlets:
+
+* ``buffer()``, fill it, ``receive(count, now)``, and act on the events;
+* ``take_output()`` after anything else, and write what it returns;
+* ``tick(now)`` at ``next_deadline()`` at the latest;
+* ``lost()`` when the connection is gone.
+
+Time comes in as an argument, randomness as ``entropy``; nothing here reads a clock or logs.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING
+
+from nexusg.errors import RemoteProtocolError
+from nexusg.protocol.credit import WINDOW
+from nexusg.protocol.events import (
+    Closed,
+    HandshakeStalled,
+    Ignored,
+    RelaySilent,
+)
+from nexusg.protocol.handshake import Handshake
+from nexusg.protocol.liveness import Health, HealthPolicy, Liveness, Sign
+from nexusg.protocol.messages import (
+    CONTROL,
+    DATA,
+    DATA_HEADER_BYTES,
+    Control,
+    Malformed,
+    Reason,
+    decode_control,
+    encode_control,
+)
+from nexusg.protocol.messages import Event as ControlEvent
+from nexusg.protocol.states import SessionInput, SessionState
+from nexusg.protocol.stream import RELAY_PAUSE_S, Cause, Stream
+from nexusg.protocol.tombstones import Tombstones
+from nexusg.protocol.wire import Wire
+from nexusg.protocol.wsframes import (
+    BINARY,
+    CLOSE,
+    MAX_MESSAGE_BYTES,
+    NORMAL,
+    PONG,
+    TEXT,
+)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nexusg.protocol.events import Event
+    from nexusg.protocol.stream import StreamListener
+
+
+#: How long a relay may take to record a stream that it has announced (PROTOCOL.md section 5.4).
+SETTLE_S = 0.02
+#: The relay gives up a stream after 30 s, or its idle timeout, without a credit (section 5.2).
+TRICKLE_S = 10.0
+
+
+class AgentSession:
+    """The protocol of one session in the agent's role."""
+
+    def __init__(
+        self,
+        *,
+        now: float,
+        entropy: Callable[[int], bytes],
+        open_stream: Callable[[Stream], StreamListener],
+        forward_window: int = WINDOW,
+        health: HealthPolicy = HealthPolicy(),  # noqa: B008 - frozen
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        """``now`` is monotonic seconds; ``entropy(n)`` gives n random bytes.
+
+        ``open_stream`` is called for each new stream and returns its listener; it must not block.
+        """
+        self.wire = Wire(is_client=True, entropy=entropy, max_message_bytes=max_message_bytes)
+        self.streams: dict[bytes, Stream] = {}
+        self.messages_in = 0
+        self._handshake = Handshake(self.wire)
+        self._liveness = Liveness(now)
+        self._health = Health(health, now)
+        self._open_stream = open_stream
+        self._forward_window = forward_window
+        self._settling: collections.OrderedDict[bytes, Stream] = collections.OrderedDict()
+        self._tombstones = Tombstones()
+        self._trickle_at = now + TRICKLE_S
+        self._events: list[Event] = []
+        self._now = now
+
+    # Handshake -------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> SessionState:
+        """Where the session is in its life."""
+        return self._handshake.state
+
+    @property
+    def stage(self) -> str:
+        """The token that the relay judges, or judged last: "", "handshake" or "attest"."""
+        return self._handshake.stage
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the relay has ever accepted this session."""
+        return self._handshake.accepted
+
+    @property
+    def established(self) -> bool:
+        """Whether the relay has accepted this session and neither side has closed it."""
+        return self._handshake.established
+
+    def send_handshake_token(self, token: str, now: float) -> None:
+        """Stage 0: the first message of all."""
+        self._handshake.send_handshake_token(token, now)
+
+    def send_attest_token(self, token: str, now: float) -> None:
+        """Stage 1: the answer to `ChallengeReceived`."""
+        self._handshake.send_attest_token(token, now)
+
+    def send_reauth_token(self, nonce: str, token: str) -> bool:
+        """The answer to `ReauthRequested`; False if a newer challenge has made it useless."""
+        return self._handshake.send_reauth_token(nonce, token)
+
+    # Bytes in and out ------------------------------------------------------------------------
+
+    def buffer(self) -> memoryview:
+        """Space for the next bytes from the relay."""
+        return self.wire.parser.buffer()
+
+    def take_output(self) -> bytes:
+        """The next bytes to write to the relay, empty when there are none."""
+        return self.wire.take_output()
+
+    def receive(self, count: int, now: float) -> list[Event]:
+        """Take ``count`` bytes from ``buffer()``; stream data goes to the listeners at once.
+
+        Raises RemoteProtocolError when the relay broke the protocol: `close` with its code then.
+        """
+        self._now = now
+        self._liveness.heard(now)
+        if self.wire.close_sent:
+            return self._receive_last(count)
+        streams = self.streams
+        for opcode, payload in self.wire.parser.receive(count):
+            if opcode == BINARY and len(payload) >= DATA_HEADER_BYTES and payload[0] == DATA:
+                self.messages_in += 1
+                client_id = bytes(payload[1:DATA_HEADER_BYTES])
+                stream = streams.get(client_id)
+                if stream is None or not stream.settled:
+                    self._unusual_data(client_id, stream)
+                    stream = streams.get(client_id)
+                if stream is not None:
+                    stream.frames_in += 1
+                    stream.bytes_in += len(payload) - DATA_HEADER_BYTES
+                    stream.listener.on_data(payload[DATA_HEADER_BYTES:])
+            else:
+                self._receive_other(opcode, payload)
+                if self.wire.close_received:
+                    break
+        return self._take_events()
+
+    def send_control(self, message: Control) -> None:
+        """Commit one control message."""
+        self.send_binary(encode_control(message))
+
+    def send_binary(self, message: bytes) -> None:
+        """Commit one encoded message, unless the session is being closed."""
+        if not self.wire.close_sent:
+            self.wire.send_binary(message)
+
+    # Ending ----------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Refuse new streams from now on; existing ones are untouched (PROTOCOL.md section 15)."""
+        if self.established:
+            self._handshake.step(SessionInput.DRAIN)
+
+    def close(self, code: int = NORMAL, reason: str = "") -> None:
+        """Commit the close frame, behind the disconnects still held back."""
+        if self.wire.close_sent:
+            return
+        for stream in list(self._settling.values()):
+            self._settle(stream)
+        self._handshake.step(SessionInput.SEND_CLOSE)
+        self.wire.send_close(code, reason)
+
+    def lost(self) -> None:
+        """The connection is gone: every stream ends with it."""
+        self._handshake.step(SessionInput.LOST)
+        self._settling.clear()
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream.ended(Cause.SESSION)
+
+    def forget(self, stream: Stream) -> None:
+        """``stream`` has closed: late data for it is normal from now on."""
+        if self.streams.get(stream.id) is stream:
+            del self.streams[stream.id]
+        self._health.forget(stream)
+        self._tombstones.add(stream.id, self._now)
+
+    # Time ------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float:
+        """When `tick` is to be called at the latest (monotonic seconds)."""
+        due = [self._liveness.deadline]
+        if self._handshake.deadline is not None:
+            due.append(self._handshake.deadline)
+        if self._settling:
+            due.append(next(iter(self._settling.values())).opened_at + SETTLE_S)
+        if self.streams:
+            due.append(self._health.deadline)
+        return min(due)
+
+    def tick(self, now: float) -> list[Event]:
+        """Do what is due at ``now``."""
+        self._now = now
+        if self.state in (SessionState.CLOSING, SessionState.CLOSED):
+            return []
+        while self._settling:
+            stream = next(iter(self._settling.values()))
+            if stream.opened_at + SETTLE_S > now:
+                break
+            self._settle(stream)
+        self._check_relay(now)
+        if self.streams:
+            self._check_streams(now)
+        return self._take_events()
+
+    def probe(self, now: float) -> None:
+        """The network has changed: find out quickly whether the relay is still there."""
+        if self.established:
+            self._liveness.probe(now)
+            self.wire.send_ping()
+
+    def _check_relay(self, now: float) -> None:
+        handshake = self._handshake
+        if handshake.deadline is not None and handshake.deadline <= now:
+            self._events.append(HandshakeStalled(*handshake.overdue))
+        if not handshake.established:
+            self._liveness.heard(now)  # silence is judged by the handshake's own deadlines
+            return
+        sign = self._liveness.check(now)
+        if sign is Sign.PING:
+            self.wire.send_ping()
+        elif sign is Sign.DEAD:
+            self._events.append(RelaySilent(self._liveness.silence_s))
+
+    def _check_streams(self, now: float) -> None:
+        silent = self._health.sweep(self.streams.values(), now)
+        if silent is not None:
+            for stream in silent:
+                self.send_control(Control(ControlEvent.PING_CLIENT, stream.id))
+            self._trickle(now)
+        again, lost = self._health.overdue(now, self._liveness.heard_at)
+        for stream in again:
+            self._health.ask(stream, now)
+            self.send_control(Control(ControlEvent.PING_CLIENT, stream.id))
+        for stream in lost:
+            stream.listener.on_end(Cause.TIMEOUT)
+            stream.abort(Reason.TIMEOUT)
+
+    def _trickle(self, now: float) -> None:
+        for stream in self.streams.values():
+            if stream.relay_pause_until and stream.relay_pause_until <= now:
+                stream.granted(0)
+        if now >= self._trickle_at:
+            self._trickle_at = now + TRICKLE_S
+            for stream in self.streams.values():
+                if stream.starved:
+                    stream.trickle()
+
+    # Messages --------------------------------------------------------------------------------
+
+    def _receive_last(self, count: int) -> list[Event]:
+        """After our close frame only the relay's matters (RFC 6455 section 5.5.1)."""
+        for opcode, payload in self.wire.parser.receive(count):
+            if opcode == CLOSE and not self.wire.close_received:
+                closed = self.wire.receive_control(opcode, payload)
+                self._handshake.step(SessionInput.RECV_CLOSE)
+                if closed is not None:
+                    self._events.append(Closed(*closed))
+        return self._take_events()
+
+    def _unusual_data(self, client_id: bytes, stream: Stream | None) -> None:
+        """Data for a stream that is not settled, has ended, or never was."""
+        if not self._handshake.established:
+            self._receive_proof_or_fail()
+        settling = stream or self._settling.get(client_id)
+        if settling is not None:
+            self._settle(settling)
+        elif client_id not in self._tombstones:
+            self._events.append(Ignored("data for an unknown stream"))
+            self.send_control(
+                Control(ControlEvent.DISCONNECT, client_id, reason=Reason.UNKNOWN.value)
+            )
+            self._tombstones.add(client_id, self._now)  # one answer for each ID is enough
+
+    def _receive_other(self, opcode: int, payload: memoryview | bytes) -> None:
+        if opcode == BINARY:
+            self.messages_in += 1
+            self._receive_proof_or_fail()
+            self._receive_binary(payload)
+        elif opcode == TEXT:
+            self.messages_in += 1
+            self._events.append(self._handshake.receive_text(payload))
+        else:
+            closed = self.wire.receive_control(opcode, payload)
+            if closed is not None:
+                self._handshake.step(SessionInput.RECV_CLOSE)
+                self._events.append(Closed(*closed))
+            elif opcode == PONG:
+                self._accept(self._handshake.receive_proof())
+
+    def _receive_proof_or_fail(self) -> None:
+        self._accept(self._handshake.receive_proof())
+        if not self._handshake.established:
+            raise RemoteProtocolError(f"binary message while the session is {self.state.value}")
+
+    def _accept(self, accepted: Event | None) -> None:
+        if accepted is not None:
+            self._events.append(accepted)
+
+    def _receive_binary(self, payload: memoryview | bytes) -> None:
+        try:
+            if not len(payload) or payload[0] != CONTROL:
+                raise Malformed("binary message of an unknown kind")
+            self._receive_control(decode_control(payload[1:]))
+        except Malformed as error:
+            self._events.append(Ignored(str(error)))
+
+    def _receive_control(self, message: Control) -> None:
+        if message.event == ControlEvent.CONNECT:
+            self._connect(message)
+            return
+        if message.event not in _STREAM_EVENTS:
+            raise Malformed("unknown event")
+        stream = self.streams.get(message.client_id)
+        if message.event == ControlEvent.DISCONNECT:
+            self._disconnect(message.client_id, stream)
+        elif stream is None:
+            return  # credits and pongs may follow the end of their stream (section 4.4)
+        elif message.event == ControlEvent.RESUME_STREAM:
+            stream.granted(message.credits)
+        elif message.event == ControlEvent.PAUSE_STREAM:
+            stream.relay_pause_until = self._now + RELAY_PAUSE_S
+        elif message.event == ControlEvent.PONG_CLIENT:
+            self._health.pong(stream, self._now)
+
+    def _connect(self, message: Control) -> None:
+        old = self.streams.pop(message.client_id, None)
+        if old is not None:
+            self._settling.pop(old.id, None)
+            self._health.forget(old)
+            old.ended(Cause.REPLACED)
+        self._tombstones.discard(message.client_id)
+        stream = Stream(self, message, self._forward_window, self._now)
+        self._settling[stream.id] = stream
+        if self.state is SessionState.DRAINING:
+            stream.refuse(Reason.SHUTDOWN)
+            return
+        self.streams[stream.id] = stream
+        stream.listener = self._open_stream(stream)
+
+    def _disconnect(self, client_id: bytes, stream: Stream | None) -> None:
+        settling = self._settling.pop(client_id, None)
+        if stream is not None:
+            del self.streams[client_id]
+            self._health.forget(stream)
+            self._tombstones.add(client_id, self._now)
+            stream.ended(Cause.USER)
+        elif settling is not None:
+            self._tombstones.add(client_id, self._now)
+
+    def _settle(self, stream: Stream) -> None:
+        self._settling.pop(stream.id, None)
+        stream.settle()
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+_STREAM_EVENTS = frozenset(event.value for event in ControlEvent) - {ControlEvent.CONNECT.value}
