@@ -1,0 +1,59 @@
+"""What a connect handler is given, and what it may be (PROTOCOL.md section 13)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nexusg.protocol.messages import format_id
+
+
+if TYPE_CHECKING:
+    from nexusg.protocol.stream import Stream
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConnectRequest:
+    """A user of the relay who is to be connected to a local service."""
+
+    backend: str  #: name of the backend in the configuration
+    client_id: str  #: the stream's ID, a canonical UUID
+    hostname: str  #: normalised: lower case, without a trailing dot, IDNs in their ASCII form
+    original_hostname: str  #: as the relay sent it; ``tcp:<port>`` for a port claim
+    port: int  #: the relay's public port
+    client_ip: str  #: the user's address, empty if the relay did not tell
+    client_port: int  #: the user's port, 0 if the relay did not tell
+    is_tls: bool  #: whether the user began with a TLS handshake
+    transport: str  #: ``tcp`` or ``udp``
+
+
+#: Returns a connected socket or an object with ``recv``, ``send`` and ``close``; raises `NoRoute`,
+#: or returns None, to leave the stream to the handler before it and in the end to the mappings.
+ConnectHandler = Callable[[ConnectRequest], Any]
+
+
+def connect_request(
+    backend: str, stream: Stream, normalize: Callable[[str], str]
+) -> ConnectRequest:
+    """The request for ``stream``; ``normalize`` is what the configuration does to host names."""
+    client_ip, client_port = split_address(stream.client_ip)
+    return ConnectRequest(
+        backend=backend,
+        client_id=format_id(stream.id),
+        hostname=normalize(stream.hostname),
+        original_hostname=stream.hostname,
+        port=stream.conn_port,
+        client_ip=client_ip,
+        client_port=client_port,
+        is_tls=stream.is_tls,
+        transport="udp" if stream.is_udp else "tcp",
+    )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``ip:port``, ``[ip]:port`` or a bare address, which has port 0."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or (":" in host and not host.startswith("[")):
+        return address.strip("[]"), 0
+    return host.strip("[]"), int(port)
