@@ -1,1 +1,1 @@
-"""Token providers: an external command, a shared secret, and the handshake cache."""
+"""Where the tokens come from: a command, a shared secret, or the host program's own code."""

@@ -1,0 +1,115 @@
+"""A reverse-tunnel agent for the Nexus relay. These are the public names.
+
+``import nexusg`` patches nothing, starts nothing and does not import gevent: each name is fetched
+from its module when it is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from nexusg.version import __version__
+
+
+if TYPE_CHECKING:
+    from nexusg.agent.agent import Agent
+    from nexusg.agent.connect import ConnectRequest
+    from nexusg.attest.base import Stage, Token, TokenRequest
+    from nexusg.config.loader import load as load_config
+    from nexusg.config.model import (
+        Attestation,
+        Backend,
+        Config,
+        FlowControl,
+        HealthChecks,
+        PortMapping,
+        RelayTls,
+        UdpRoute,
+    )
+    from nexusg.config.secret import Secret
+    from nexusg.errors import (
+        ConfigError,
+        DialFailed,
+        LocalProtocolError,
+        NexusgError,
+        NoRoute,
+        ProtocolError,
+        Rejected,
+        RelayError,
+        RemoteProtocolError,
+        Retry,
+        SessionLost,
+        TargetError,
+        TokenError,
+        TokenTimeout,
+        UpgradeRefused,
+    )
+
+__all__ = [
+    "Agent",
+    "Attestation",
+    "Backend",
+    "Config",
+    "ConfigError",
+    "ConnectRequest",
+    "DialFailed",
+    "FlowControl",
+    "HealthChecks",
+    "LocalProtocolError",
+    "NexusgError",
+    "NoRoute",
+    "PortMapping",
+    "ProtocolError",
+    "Rejected",
+    "RelayError",
+    "RelayTls",
+    "RemoteProtocolError",
+    "Retry",
+    "Secret",
+    "SessionLost",
+    "Stage",
+    "TargetError",
+    "Token",
+    "TokenError",
+    "TokenRequest",
+    "TokenTimeout",
+    "UdpRoute",
+    "UpgradeRefused",
+    "__version__",
+    "load_config",
+]
+
+# The home of every name that is not an error: "module" or "module:name there".
+_HOMES = {
+    "Agent": "nexusg.agent.agent",
+    "Attestation": "nexusg.config.model",
+    "Backend": "nexusg.config.model",
+    "Config": "nexusg.config.model",
+    "ConnectRequest": "nexusg.agent.connect",
+    "FlowControl": "nexusg.config.model",
+    "HealthChecks": "nexusg.config.model",
+    "PortMapping": "nexusg.config.model",
+    "RelayTls": "nexusg.config.model",
+    "Secret": "nexusg.config.secret",
+    "Stage": "nexusg.attest.base",
+    "Token": "nexusg.attest.base",
+    "TokenRequest": "nexusg.attest.base",
+    "UdpRoute": "nexusg.config.model",
+    "load_config": "nexusg.config.loader:load",
+}
+
+
+if not TYPE_CHECKING:  # a type checker that sees it would let every misspelt name pass
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, _, attribute = _HOMES.get(name, "nexusg.errors").partition(":")
+        value = getattr(import_module(module), attribute or name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

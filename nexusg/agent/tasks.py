@@ -1,0 +1,85 @@
+"""Named greenlets that are reported, counted and ended together.
+
+The only place in the package that makes greenlets (tests/test_layers.py sees to that), so none can
+die unseen or outlive its owner. It knows neither sessions nor streams nor logs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Task = gevent.Greenlet[..., Any]
+
+
+class Tasks:
+    """The greenlets of one owner.
+
+    ``on_error(name, error)`` is called, in the failed task, with every error but GreenletExit;
+    it must not raise. It decides what the failure means: a Tasks ends nothing by itself.
+    """
+
+    def __init__(self, name: str, on_error: Callable[[str, BaseException], None]) -> None:
+        self.name = name
+        self._on_error = on_error
+        self._running: set[Task] = set()
+        self._ended = self._running.discard  # bound once, not once a task
+
+    def __len__(self) -> int:
+        """How many tasks have not ended."""
+        return len(self._running)
+
+    def __repr__(self) -> str:
+        return f"<Tasks {self.name}: {len(self)} running>"
+
+    def spawn(self, name: str, function: Callable[..., Any], *args: Any) -> Task:
+        """Run ``function(*args)`` in a greenlet called ``name``, from the next loop turn on.
+
+        A task that is killed before that turn never runs, so what needs closing belongs to the
+        spawner until the function has begun. The value of a task that failed is None.
+        """
+        task = gevent.Greenlet(self._run, name, function, *args)
+        task.name = name
+        self._running.add(task)
+        # A link also sees the task that was killed before it ran; a ``finally`` in it would not.
+        task.rawlink(self._ended)
+        task.start()
+        return task
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until no task but the caller is left. Return whether that was reached. Blocks."""
+        return self._wait(timeout_s, kill=False)
+
+    def kill(self, timeout_s: float) -> bool:
+        """End every task but the caller, and wait until their ``finally`` blocks have run. Blocks.
+
+        Tasks that these spawn meanwhile are ended as well. Return whether all ended in time. A
+        second call interrupts what is still running once more.
+        """
+        return self._wait(timeout_s, kill=True)
+
+    def _run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
+            raise  # a kill ends the task quietly; the other two travel to the main greenlet
+        except BaseException as error:  # a leaked gevent.Timeout is a failure of the task as well
+            self._on_error(name, error)
+            return None
+
+    def _wait(self, timeout_s: float, *, kill: bool) -> bool:
+        deadline = time.monotonic() + timeout_s
+        current = gevent.getcurrent()
+        while others := [task for task in self._running if task is not current]:
+            if kill:
+                gevent.killall(others, block=False)
+            left_s = deadline - time.monotonic()
+            if len(gevent.joinall(others, timeout=max(left_s, 0))) < len(others):
+                return False
+        return True
