@@ -64,6 +64,11 @@ class Tasks:
         """
         return self._wait(timeout_s, kill=True)
 
+    def abandon(self) -> None:
+        """End every task but the caller without waiting. Never blocks."""
+        current = gevent.getcurrent()
+        gevent.killall([task for task in self._running if task is not current], block=False)
+
     def _run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         try:
             return function(*args)

@@ -15,6 +15,9 @@ Invariants of Granter
       advance not yet made up for.
   G2  every grant after the first is at least a batch, except an advance, which is exactly one.
   G3  nothing is given before the first grant or while held; nothing is lost by holding.
+
+A `FlushBarrier` always ends: with everything acknowledged, GRANT_TIMEOUT_S after the last grant, or
+BARRIER_LIMIT_S after its start.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ UNFLUSHED_BYTES = 8 * 1024
 STALL_S = 0.2
 #: Without a grant for this long the user takes nothing, and the barrier gives up.
 GRANT_TIMEOUT_S = 30.0
+#: Even with grants: a full window of 2 MiB to a user at 4 KB/s is worth waiting for, not more.
+BARRIER_LIMIT_S = 600.0
 
 
 class SendWindow:
@@ -115,14 +120,14 @@ class Granter:
         self.window = window
         self.held = False  #: while true nothing is due
         self.given = 0  #: credits given so far, without the repeated first window
-        self._batch = batch
+        self._batch = min(batch, window)  # a window smaller than a batch would never be refilled
         self._consumed = 0
         self._advanced = 0
         self._first_due = self._repeat_due = True
 
     def first(self) -> int:
-        """The first window, once; 0 afterwards."""
-        if not self._first_due:
+        """The first window, once; 0 afterwards, and while held."""
+        if not self._first_due or self.held:
             return 0
         self._first_due = False
         self.given += self.window
@@ -144,10 +149,10 @@ class Granter:
         return credits
 
     def repeat(self) -> int:
-        """The first window again, once, with the first batch; 0 otherwise.
+        """The first window again, once, to be sent ahead of the first batch; 0 otherwise.
 
         The relay may have lost the first grant, since it announces a stream before it records it
-        (PROTOCOL.md section 5.4); a repeated one is clamped by the relay's capacity.
+        (PROTOCOL.md section 5.4). Then this one fixes its capacity, else its capacity clamps it.
         """
         due, self._repeat_due = self._repeat_due, False
         return self.window if due else 0
@@ -186,13 +191,22 @@ class FlushBarrier:
     3. if it stalls between one and seven, the batches are out of phase: pad again.
     """
 
-    __slots__ = ("_acknowledged", "_batch", "_changed_at", "_padding", "_window", "deadline")
+    __slots__ = (
+        "_acknowledged",
+        "_batch",
+        "_changed_at",
+        "_end",
+        "_padding",
+        "_window",
+        "deadline",
+    )
 
     def __init__(self, window: SendWindow, now: float, batch: int = BATCH) -> None:
         self._window = window
         self._batch = batch
         self._acknowledged = window.acknowledged
         self._changed_at = now
+        self._end = now + BARRIER_LIMIT_S
         self._padding = True
         self.deadline = now  #: when to ask again without a grant
 
@@ -208,16 +222,16 @@ class FlushBarrier:
             return BarrierStep.DONE
         if self._window.acknowledged != self._acknowledged:
             self._acknowledged, self._changed_at = self._window.acknowledged, now
-        quiet_s = now - self._changed_at
-        if quiet_s >= GRANT_TIMEOUT_S:
+        # Moments, not durations, are compared: rounding must not make a deadline come too early.
+        end = min(self._changed_at + GRANT_TIMEOUT_S, self._end)
+        if now >= end:
             return BarrierStep.DONE
-        if left < self._batch and quiet_s >= STALL_S:
+        stalled_at = self._changed_at + STALL_S
+        if left < self._batch and now >= stalled_at:
             self._padding = True
         if left % self._batch == 0:
             self._padding = False
         if self._padding and self._window.ready:
             return BarrierStep.PAD
-        self.deadline = self._changed_at + (
-            STALL_S if left < self._batch and quiet_s < STALL_S else GRANT_TIMEOUT_S
-        )
+        self.deadline = min(stalled_at, end) if left < self._batch and now < stalled_at else end
         return BarrierStep.WAIT

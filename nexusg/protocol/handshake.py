@@ -77,7 +77,7 @@ class Handshake:
 
     def send_reauth_token(self, nonce: str, token: str) -> bool:
         """Answer a re-attestation; False, and nothing is sent, if ``nonce`` is not the newest."""
-        if nonce != self._nonce or not self.established:
+        if not nonce or nonce != self._nonce or not self.established:
             return False
         self.step(SessionInput.REAUTH_TOKEN)
         self._nonce = ""

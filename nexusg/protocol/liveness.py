@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from typing import TYPE_CHECKING
 
 
@@ -24,6 +25,8 @@ SILENCE_S = 10.0
 PROBE_S = 3.0
 #: The longest time between two sweeps over the streams.
 SWEEP_S = 5.0
+#: The shortest, and the shortest wait for a pong: no setting may turn the sweeps into a spin.
+FLOOR_S = 0.1
 #: One lost pong is not a verdict.
 PINGS_BEFORE_VERDICT = 2
 
@@ -37,45 +40,42 @@ class Sign(enum.Enum):
 
 
 class Liveness:
-    """When to ping the relay and when to give it up. Any byte received is a sign of life."""
+    """When to ping the relay and when to give it up. Any byte received is a sign of life.
 
-    __slots__ = ("_limit_s", "_pinged", "heard_at")
+    There is no verdict without an unanswered ping: a process that stood still for a while has not
+    looked for what arrived meanwhile.
+    """
+
+    __slots__ = ("_dead_at", "heard_at")
 
     def __init__(self, now: float) -> None:
         self.heard_at = now
-        self._pinged = False
-        self._limit_s = SILENCE_S
+        self._dead_at: float | None = None  # None until the ping
 
     def heard(self, now: float) -> None:
         """Bytes have arrived."""
         self.heard_at = now
-        self._pinged = False
-        self._limit_s = SILENCE_S
+        self._dead_at = None
 
     def probe(self, now: float) -> None:
         """The network has changed: the caller sends a ping, and silence is judged sooner."""
-        self._pinged = True
-        self._limit_s = min(SILENCE_S, now - self.heard_at + PROBE_S)
+        dead_at = now + PROBE_S
+        self._dead_at = dead_at if self._dead_at is None else min(self._dead_at, dead_at)
 
     def check(self, now: float) -> Sign:
-        """Judge at ``now``; after PING the caller sends one."""
-        silence_s = now - self.heard_at
-        if silence_s >= self._limit_s:
-            return Sign.DEAD
-        if silence_s >= PING_AFTER_S and not self._pinged:
-            self._pinged = True
+        """Judge at ``now``; after PING the caller sends one. DEAD is said once."""
+        if now < self.deadline:
+            return Sign.FINE
+        if self._dead_at is None:
+            self._dead_at = max(self.heard_at + SILENCE_S, now + PROBE_S)
             return Sign.PING
-        return Sign.FINE
-
-    @property
-    def silence_s(self) -> float:
-        """How long a silence is taken for death now."""
-        return self._limit_s
+        self._dead_at = math.inf
+        return Sign.DEAD
 
     @property
     def deadline(self) -> float:
-        """When to check next."""
-        return self.heard_at + (self._limit_s if self._pinged else PING_AFTER_S)
+        """When to check next; infinity after the verdict."""
+        return self.heard_at + PING_AFTER_S if self._dead_at is None else self._dead_at
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,13 +90,14 @@ class HealthPolicy:
 class Health:
     """Finds streams that the relay has forgotten without telling."""
 
-    __slots__ = ("_asked", "_policy", "_sweep_at", "sweep_s")
+    __slots__ = ("_asked", "_policy", "_pong_s", "_sweep_at", "sweep_s")
 
     def __init__(self, policy: HealthPolicy, now: float) -> None:
         self._policy = policy
-        self.sweep_s = min(SWEEP_S, policy.inactivity_s)
+        self.sweep_s = max(FLOOR_S, min(SWEEP_S, policy.inactivity_s))
+        self._pong_s = max(FLOOR_S, policy.pong_s)
         self._sweep_at = now + self.sweep_s
-        self._asked: dict[Stream, float] = {}  # when its pong is due
+        self._asked: dict[Stream, float] = {}  # when, the oldest question first
 
     def sweep(self, streams: Iterable[Stream], now: float) -> list[Stream] | None:
         """Refresh the idle marks; the streams to ping. None between two sweeps."""
@@ -108,8 +109,7 @@ class Health:
         for stream in streams:
             if stream.activity != stream.idle_mark:
                 stream.idle_mark = stream.activity
-                stream.idle_since = now
-                self._asked.pop(stream, None)
+                self.pong(stream, now)
             elif (
                 self._policy.enabled
                 and stream.idle_since <= limit
@@ -124,7 +124,7 @@ class Health:
     def ask(self, stream: Stream, now: float) -> None:
         """The caller sends a health ping for ``stream`` now."""
         stream.outstanding_pings += 1
-        self._asked[stream] = now + self._policy.pong_s
+        self._wait(stream, now)
 
     def pong(self, stream: Stream, now: float) -> None:
         """The relay knows the stream."""
@@ -139,18 +139,19 @@ class Health:
         """
         again: list[Stream] = []
         lost: list[Stream] = []
-        for stream, due in list(self._asked.items()):
+        for stream, asked_at in list(self._asked.items()):
+            if asked_at + self._pong_s > now:
+                break
             if not stream.pingable or stream.activity != stream.idle_mark:
                 stream.outstanding_pings = 0
                 del self._asked[stream]
-            elif due <= now:
-                if heard_at <= due - self._policy.pong_s:
-                    self._asked[stream] = now + self._policy.pong_s
-                elif stream.outstanding_pings < PINGS_BEFORE_VERDICT:
-                    again.append(stream)
-                else:
-                    lost.append(stream)
-                    del self._asked[stream]
+            elif heard_at <= asked_at:
+                self._wait(stream, now)
+            elif stream.outstanding_pings < PINGS_BEFORE_VERDICT:
+                again.append(stream)
+            else:
+                lost.append(stream)
+                del self._asked[stream]
         return again, lost
 
     def forget(self, stream: Stream) -> None:
@@ -160,4 +161,10 @@ class Health:
     @property
     def deadline(self) -> float:
         """When to look next."""
-        return min(self._asked.values(), default=self._sweep_at) if self._asked else self._sweep_at
+        for asked_at in self._asked.values():
+            return min(self._sweep_at, asked_at + self._pong_s)
+        return self._sweep_at
+
+    def _wait(self, stream: Stream, now: float) -> None:
+        self._asked.pop(stream, None)  # to its end, so that the order stays that of time
+        self._asked[stream] = now

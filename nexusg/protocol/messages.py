@@ -135,11 +135,13 @@ def encode_challenge(challenge: Challenge) -> str:
 
 
 def decode_challenge(payload: bytes | memoryview) -> Challenge:
-    """The challenge in a text message, its nonce not empty. Raises Malformed."""
+    """The challenge in a text message, its nonce printable. Raises Malformed."""
     body = _decode_object(payload)
     kind, nonce = _text("type", body.get("type")), _text("nonce", body.get("nonce"))
     if kind not in (HANDSHAKE_CHALLENGE, REAUTH_CHALLENGE) or not nonce:
         raise Malformed("text message is not a challenge")
+    if not nonce.isprintable():  # it goes into an environment variable
+        raise Malformed("nonce is not printable")
     return Challenge(kind, nonce)
 
 
@@ -149,14 +151,14 @@ def _decode_object(payload: bytes | memoryview) -> dict[str, Any]:
     except RecursionError:
         raise Malformed("JSON is nested too deeply") from None
     except ValueError:
-        raise Malformed("not a JSON object in UTF-8") from None
+        raise Malformed("not JSON in UTF-8") from None
     if not isinstance(body, dict):
         raise Malformed("not a JSON object")
     return body
 
 
 def _refuse_constant(_: str) -> NoReturn:
-    raise Malformed("JSON has no NaN and no Infinity")
+    raise ValueError("JSON has no NaN and no Infinity")
 
 
 # Each check takes a missing member and null alike for the empty value, as the relay does.
@@ -167,6 +169,11 @@ def _text(name: str, value: object) -> str:
         return ""
     if not isinstance(value, str):
         raise Malformed(f"{name} is not text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which could not be logged or sent
+            raise Malformed(f"{name} is not text") from None
     return value
 
 

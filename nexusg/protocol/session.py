@@ -13,6 +13,7 @@ Time comes in as an argument, randomness as ``entropy``; nothing here reads a cl
 from __future__ import annotations
 
 import collections
+import math
 from typing import TYPE_CHECKING
 
 from nexusg.errors import RemoteProtocolError
@@ -183,8 +184,8 @@ class AgentSession:
             self._handshake.step(SessionInput.DRAIN)
 
     def close(self, code: int = NORMAL, reason: str = "") -> None:
-        """Commit the close frame, behind the disconnects still held back."""
-        if self.wire.close_sent:
+        """Commit the close frame, behind the disconnects still held back; once."""
+        if self.wire.close_sent or self.state is SessionState.CLOSED:
             return
         for stream in list(self._settling.values()):
             self._settle(stream)
@@ -209,7 +210,9 @@ class AgentSession:
     # Time ------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
-        """When `tick` is to be called at the latest (monotonic seconds)."""
+        """When `tick` is to be called at the latest (monotonic seconds); perhaps infinity."""
+        if self.state in _ENDING:
+            return math.inf
         due = [self._liveness.deadline]
         if self._handshake.deadline is not None:
             due.append(self._handshake.deadline)
@@ -222,7 +225,7 @@ class AgentSession:
     def tick(self, now: float) -> list[Event]:
         """Do what is due at ``now``."""
         self._now = now
-        if self.state in (SessionState.CLOSING, SessionState.CLOSED):
+        if self.state in _ENDING:
             return []
         while self._settling:
             stream = next(iter(self._settling.values()))
@@ -244,6 +247,7 @@ class AgentSession:
         handshake = self._handshake
         if handshake.deadline is not None and handshake.deadline <= now:
             self._events.append(HandshakeStalled(*handshake.overdue))
+            handshake.deadline = None
         if not handshake.established:
             self._liveness.heard(now)  # silence is judged by the handshake's own deadlines
             return
@@ -251,7 +255,7 @@ class AgentSession:
         if sign is Sign.PING:
             self.wire.send_ping()
         elif sign is Sign.DEAD:
-            self._events.append(RelaySilent(self._liveness.silence_s))
+            self._events.append(RelaySilent(now - self._liveness.heard_at))
 
     def _check_streams(self, now: float) -> None:
         silent = self._health.sweep(self.streams.values(), now)
@@ -268,14 +272,14 @@ class AgentSession:
             stream.abort(Reason.TIMEOUT)
 
     def _trickle(self, now: float) -> None:
-        for stream in self.streams.values():
+        trickle = now >= self._trickle_at
+        if trickle:
+            self._trickle_at = now + TRICKLE_S
+        for stream in list(self.streams.values()):  # a listener may end its stream
             if stream.relay_pause_until and stream.relay_pause_until <= now:
                 stream.granted(0)
-        if now >= self._trickle_at:
-            self._trickle_at = now + TRICKLE_S
-            for stream in self.streams.values():
-                if stream.starved:
-                    stream.trickle()
+            if trickle and stream.starved:
+                stream.trickle()
 
     # Messages --------------------------------------------------------------------------------
 
@@ -296,12 +300,13 @@ class AgentSession:
         settling = stream or self._settling.get(client_id)
         if settling is not None:
             self._settle(settling)
-        elif client_id not in self._tombstones:
+        elif not self._tombstones.holds(client_id, self._now):
             self._events.append(Ignored("data for an unknown stream"))
-            self.send_control(
-                Control(ControlEvent.DISCONNECT, client_id, reason=Reason.UNKNOWN.value)
-            )
             self._tombstones.add(client_id, self._now)  # one answer for each ID is enough
+            if self.wire.may_answer:
+                self.send_control(
+                    Control(ControlEvent.DISCONNECT, client_id, reason=Reason.UNKNOWN.value)
+                )
 
     def _receive_other(self, opcode: int, payload: memoryview | bytes) -> None:
         if opcode == BINARY:
@@ -357,9 +362,9 @@ class AgentSession:
     def _connect(self, message: Control) -> None:
         old = self.streams.pop(message.client_id, None)
         if old is not None:
-            self._settling.pop(old.id, None)
             self._health.forget(old)
             old.ended(Cause.REPLACED)
+        self._settling.pop(message.client_id, None)  # so that the order stays that of time
         self._tombstones.discard(message.client_id)
         stream = Stream(self, message, self._forward_window, self._now)
         self._settling[stream.id] = stream
@@ -388,4 +393,5 @@ class AgentSession:
         return events
 
 
+_ENDING = (SessionState.CLOSING, SessionState.CLOSED)
 _STREAM_EVENTS = frozenset(event.value for event in ControlEvent) - {ControlEvent.CONNECT.value}

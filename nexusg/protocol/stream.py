@@ -154,13 +154,15 @@ class Stream:
     def send(self, data: memoryview) -> int:
         """Commit ``data`` to the output as far as the credits go; return the bytes taken.
 
-        Call `sendable` first, read at most what the credits allow, and nothing is ever left over.
+        Look at `sendable` first and read at most what the credits allow, and nothing is left over.
         """
         if self.state is not _OPEN:
             raise LocalProtocolError(f"no data can be sent on a stream that is {self.state.value}")
         taken, size = 0, len(data)
         wire, window = self._session.wire, self.window
-        while taken < size and self.sendable:
+        if wire.close_sent:
+            return size  # dropped like any message then: the stream ends with the session
+        while taken < size and window.ready:
             window.take()
             wire.send_data(self.id, data[taken : taken + MAX_PAYLOAD_BYTES])
             taken = min(taken + MAX_PAYLOAD_BYTES, size)
@@ -212,7 +214,7 @@ class Stream:
         Returns when to call again at the latest, sooner after ``on_credit``; None when the
         disconnect is committed and the stream is closed.
         """
-        while self._barrier is not None:
+        while self._barrier is not None and not self._session.wire.close_sent:
             step = self._barrier.step(now)
             if step is BarrierStep.DONE:
                 break
@@ -244,8 +246,9 @@ class Stream:
         if self._deferred is not None:
             self._send_disconnect(self._deferred)
         elif self._live:
-            if not self.is_udp:  # without a grant the relay never blocks a UDP port (section 5.7)
-                self._session.send_binary(encode_grant(self.id, self.granter.first()))
+            if self.granter.held:
+                self.pause()
+            else:
                 self._grant_due()
             self.listener.on_credit()
 
@@ -274,13 +277,16 @@ class Stream:
         return self.state not in (_CLOSED, StreamState.DELIVERING)
 
     def _grant_due(self) -> int:
-        credits = self.granter.due() if self._live else 0
+        if self.is_udp or not self._live:
+            return 0  # without a grant the relay never blocks a UDP port (section 5.7)
+        credits = self.granter.first()
+        if not credits:
+            credits = self.granter.due()
+            if credits and (again := self.granter.repeat()) > credits:
+                self._session.send_binary(encode_grant(self.id, again))
         if credits:
             self.paused = False
             self._session.send_binary(encode_grant(self.id, credits))
-            again = self.granter.repeat()
-            if again > credits:
-                self._session.send_binary(encode_grant(self.id, again))
         return credits
 
     def _finish(self, reason: Reason | None) -> None:

@@ -19,11 +19,12 @@ class Tombstones:
     def __init__(self) -> None:
         self._until: collections.OrderedDict[bytes, float] = collections.OrderedDict()
 
-    def __contains__(self, client_id: bytes) -> bool:
-        return client_id in self._until
-
     def __len__(self) -> int:
         return len(self._until)
+
+    def holds(self, client_id: bytes, now: float) -> bool:
+        """Whether ``client_id`` is still remembered at ``now``."""
+        return self._until.get(client_id, now) > now
 
     def add(self, client_id: bytes, now: float) -> None:
         """Remember ``client_id`` from ``now`` on, and forget what is too old or too much."""

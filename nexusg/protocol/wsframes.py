@@ -62,6 +62,7 @@ class FrameParser:
     __slots__ = (
         "_buffer",
         "_end",
+        "_failed",
         "_fragments",
         "_masked",
         "_max",
@@ -81,6 +82,7 @@ class FrameParser:
         self._need = 0  # bytes of the frame at _start once its header is known, else 0
         self._opcode = 0  # of the fragmented message under way, else 0
         self._fragments = bytearray()
+        self._failed = False
 
     def buffer(self) -> memoryview:
         """Writable space for the next bytes; never empty."""
@@ -102,11 +104,19 @@ class FrameParser:
     def receive(self, count: int) -> Iterator[Message]:
         """Parse ``count`` bytes written to ``buffer()``; yield what they complete.
 
-        Raises RemoteProtocolError with the close code to answer with; the parser is then unusable.
+        Raises RemoteProtocolError with the close code to answer with; whatever comes after that
+        is dropped, as it must be (section 7.1.7).
         """
+        if self._failed:
+            return
         self._end += count
         while True:
-            frame = self._next_frame()
+            try:
+                frame = self._next_frame()
+            except RemoteProtocolError:
+                self._failed = True
+                self._start = self._end = self._need = 0
+                raise
             if frame is None:
                 return
             first, payload = frame

@@ -37,6 +37,9 @@ class Target(Protocol):
     def wait_readable(self) -> None:
         """Return when `try_read` may have something. Blocks. Raises OSError."""
 
+    def unsent_bytes(self) -> int:
+        """How much of what was taken the service's host has not acknowledged; 0 if unknown."""
+
     def shutdown_write(self) -> None:
         """Tell the service that no more comes, where its kind can. Never blocks or raises."""
 

@@ -1,0 +1,298 @@
+"""The agent as a library: start, stop, join (ARCHITECTURE.md, rule 9).
+
+Making an `Agent` opens nothing. It installs no signal handlers and configures no logging, works in
+a patched and in an unpatched process, beside other agents, and when it is started after a fork.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import traceback
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.event import Event
+
+from nexusg.agent.budget import Budget
+from nexusg.agent.connector import Connector
+from nexusg.agent.context import Context
+from nexusg.agent.dispatch import Dispatcher
+from nexusg.agent.lifecycle import (
+    AgentStarted,
+    AgentStopped,
+    AgentStopping,
+    NetworkChanged,
+    TaskFailed,
+    TokenStderr,
+)
+from nexusg.agent.network import NetworkWatcher
+from nexusg.agent.stats import Stats, stream_stats, totals
+from nexusg.agent.stopping import drain
+from nexusg.agent.supervisor import Supervisor
+from nexusg.agent.tasks import Tasks
+from nexusg.attest.base import as_provider
+from nexusg.attest.select import provider_for
+from nexusg.config.validate import validate
+from nexusg.errors import ConfigError
+from nexusg.protocol.messages import Reason
+from nexusg.version import __version__
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nexusg.agent.connect import ConnectHandler
+    from nexusg.agent.dispatch import EventHandler
+    from nexusg.attest.base import Token, TokenProvider, TokenRequest
+    from nexusg.config.model import Backend, Config
+
+
+#: How long greenlets and the event subscriber get at the very end.
+CLEANUP_S = 2.0
+
+
+class Agent:
+    """Keeps the sessions of a configuration and serves their streams.
+
+    ``connect_handler`` is asked for the local service of each stream before the port mappings are;
+    ``token_provider`` takes the place of the configured attestation; ``on_event`` is called with
+    every lifecycle event, in order, in a greenlet of its own. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        connect_handler: ConnectHandler | Sequence[ConnectHandler] | None = None,
+        token_provider: TokenProvider | Callable[[TokenRequest], Token | str] | None = None,
+        on_event: EventHandler | None = None,
+    ) -> None:
+        problems = validate(_attested(config) if token_provider is not None else config)
+        if problems:
+            raise ConfigError(problems)
+        self.config = config
+        self.outcome = ""  #: "stopped", "refused" or "failed" once it has ended
+        self._handlers: list[ConnectHandler] = []
+        if callable(connect_handler):
+            self._handlers.append(connect_handler)
+        elif connect_handler is not None:
+            self._handlers.extend(connect_handler)
+        self._token_provider = token_provider
+        self._on_event = on_event
+        self._pid = 0
+        self._running = self._stopping = False
+        self._cut_short = Event()
+        self._ended = Event()
+        self._slots: list[Supervisor] = []
+
+    def add_connect_handler(self, handler: ConnectHandler) -> None:
+        """Ask ``handler`` before those that are there already."""
+        self._handlers.append(handler)
+
+    # Life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect, and return at once. Raises RuntimeError if it is running already."""
+        if self._running:
+            raise RuntimeError("the agent is running already")
+        self._pid, self._running, self.outcome = os.getpid(), True, ""
+        self._cut_short.clear()
+        self._ended.clear()
+        self._make_runtime()
+        slots = [
+            (backend, relay)
+            for backend in self.config.backends
+            for relay in backend.nexus_addresses
+        ]
+        self._dispatcher.start()
+        self._context.emit(
+            AgentStarted(
+                version=__version__,
+                backends=tuple(backend.name for backend in self.config.backends),
+                sessions=len(slots),
+            )
+        )
+        self._watcher.start()
+        self._start_slots()
+        _AGENTS.add(self)
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Stop: no new streams, the existing ones may finish, then close. Blocks.
+
+        ``grace_s`` is how long they may take, by default ``shutdown.graceSeconds``. A second call,
+        from another greenlet, ends the wait of the first at once. Without effect when not running.
+        """
+        if not self._running:
+            return
+        if self._stopping:
+            self._cut_short.set()
+            self._ended.wait()
+            return
+        self._stopping = True
+        grace_s = self.config.shutdown.grace_s if grace_s is None else grace_s
+        self._context.emit(AgentStopping(grace_s=grace_s, streams=len(self._context.pumps)))
+        cut = drain(self._context, self._slots, self._slot_tasks, grace_s, self._cut_short)
+        self._finish(cut)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until the agent has ended; whether it has. Blocks."""
+        return bool(self._ended.wait(timeout_s))
+
+    def __enter__(self) -> Agent:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started, in this process, and has not ended."""
+        return self._running and self._pid == os.getpid()
+
+    # Figures ---------------------------------------------------------------------------------
+
+    def stats(self, *, streams: bool = False) -> Stats:
+        """A snapshot; with ``streams`` it lists every stream. Never blocks.
+
+        Raises RuntimeError before the first `start`.
+        """
+        if not self._pid:
+            raise RuntimeError("the agent was never started")
+        context = self._context
+        now = context.clock()
+        pumps = list(context.pumps)
+        return totals(
+            context.counters,
+            pumps,
+            [s.session for s in self._slots if s.session is not None and s.session.opened],
+            tuple(slot.stats() for slot in self._slots),
+            streams=tuple(stream_stats(pump, now) for pump in pumps) if streams else (),
+            buffered_bytes=context.budget.used_bytes,
+            events_dropped=self._dispatcher.dropped,
+        )
+
+    # Inside ----------------------------------------------------------------------------------
+
+    _context: Context
+    _dispatcher: Dispatcher
+    _watcher: NetworkWatcher
+    _slot_tasks: Tasks
+    _side_tasks: Tasks
+
+    def _make_runtime(self) -> None:
+        self._stopping = False
+        self._slot_tasks = Tasks("sessions", self._slot_failed)
+        self._side_tasks = Tasks("agent", self._task_failed)
+        self._dispatcher = Dispatcher(self._on_event, self._side_tasks)
+        self._context = Context(
+            config=self.config,
+            budget=Budget(self.config.limits.agent_buffer_bytes),
+            tasks=Tasks("streams", self._task_failed),
+            emit=self._dispatcher.emit,
+            task_failed=self._task_failed,
+        )
+        self._watcher = NetworkWatcher(self._network_changed, self._side_tasks)
+
+    def _start_slots(self) -> None:
+        names = (f"s{number}" for number in itertools.count(1))
+        self._slots = []
+        for backend in self.config.backends:
+            provider = self._provider(backend)
+            connector = Connector(backend, self._handlers, self._context.buffer)
+            for relay in backend.nexus_addresses:
+                self._slots.append(
+                    Supervisor(
+                        self._context, backend, provider, connector, relay, names, self._refused
+                    )
+                )
+        for slot in self._slots:
+            slot.task = self._slot_tasks.spawn("session", slot.run)
+
+    def _provider(self, backend: Backend) -> TokenProvider:
+        if self._token_provider is not None:
+            return as_provider(self._token_provider)
+
+        def on_stderr(line: str) -> None:
+            self._context.emit(TokenStderr(backend=backend.name, line=line))
+
+        return provider_for(backend, on_stderr=on_stderr)
+
+    def _refused(self) -> None:
+        """A relay has refused the credentials as often as the settings allow."""
+        self.outcome = "refused"
+        self._side_tasks.spawn("stop", self.stop, 0)
+
+    def _network_changed(self, detail: str) -> None:
+        self._context.emit(NetworkChanged(detail=detail))
+        for slot in self._slots:
+            slot.network_changed()
+
+    def _slot_failed(self, task: str, error: BaseException) -> None:
+        # A slot without its greenlet would be a session that is down for ever, unseen.
+        self._task_failed(task, error)
+        self.outcome = "failed"
+        self._side_tasks.spawn("stop", self.stop, 0)
+
+    def _task_failed(self, task: str, error: BaseException) -> None:
+        trace = traceback.TracebackException.from_exception(error, capture_locals=False)
+        self._context.emit(
+            TaskFailed(
+                task=task,
+                error=f"{type(error).__name__}: {error}",
+                traceback="".join(trace.format()),
+            )
+        )
+
+    def _finish(self, cut: int) -> None:
+        self._watcher.stop()
+        self._slot_tasks.kill(CLEANUP_S)
+        self._context.tasks.kill(CLEANUP_S)
+        self.outcome = self.outcome or "stopped"
+        self._context.emit(AgentStopped(cut=cut))
+        self._dispatcher.drain(CLEANUP_S)
+        self._side_tasks.kill(CLEANUP_S)
+        self._running = False
+        _AGENTS.discard(self)
+        self._ended.set()
+
+    def _forked(self) -> None:
+        """In a child of fork: leave the parent's sessions alone."""
+        if self._running and self._pid != os.getpid():
+            self._running = False
+            for slot in self._slots:
+                if slot.session is not None:
+                    slot.session.forked()
+            gevent.get_hub().loop.run_callback(self._abandon)
+
+    def _abandon(self) -> None:
+        for tasks in (self._side_tasks, self._slot_tasks, self._context.tasks):
+            tasks.abandon()
+        for pump in list(self._context.pumps):
+            pump.finish(Reason.SESSION_ENDED, "session", "this process is a fork")
+        self._ended.set()
+
+
+def _attested(config: Config) -> Config:
+    """``config`` as if every backend had its own attestation, which the program's replaces."""
+    backends = []
+    for backend in config.backends:
+        attestation = dataclasses.replace(backend.attestation, command="the program's provider")
+        backends.append(dataclasses.replace(backend, attestation=attestation))
+    return dataclasses.replace(config, backends=tuple(backends))
+
+
+_AGENTS: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # gevent.subprocess runs this in every child before exec, so the rest is left to a callback: it
+    # runs if, and only if, the child goes on to run the hub it has inherited.
+    for agent in list(_AGENTS):
+        agent._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

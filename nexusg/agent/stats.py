@@ -1,0 +1,183 @@
+"""Counters of a running agent, and the snapshot that `Agent.stats` returns (PROTOCOL.md 13)."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+from nexusg.protocol.messages import Reason, format_id
+from nexusg.protocol.states import StreamState
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nexusg.agent.session import Session
+    from nexusg.agent.streams import StreamPump
+
+
+@dataclasses.dataclass(slots=True)
+class Counters:
+    """What is counted while it happens; everything else is looked up when asked for."""
+
+    connects: int = 0  #: accepted sessions, the first ones included
+    rejections: int = 0
+    failures: int = 0  #: attempts that failed otherwise, and sessions lost
+    rate_limited: int = 0
+    token_failures: int = 0
+    last_connected_at: float = 0.0  #: Unix time, 0 before the first
+    streams_opened: int = 0
+    dial_failures: int = 0
+    pauses: int = 0
+    ignored_messages: int = 0
+    stalled_links: int = 0
+    bytes_received: int = 0  #: over all ended sessions, everything on the WebSocket
+    bytes_sent: int = 0
+    messages_received: int = 0
+    messages_sent: int = 0
+    closed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def connected(self) -> None:
+        """A relay has accepted a session."""
+        self.connects += 1
+        self.last_connected_at = time.time()
+
+    def session_ended(self, session: Session) -> None:
+        """Add what ``session`` has moved."""
+        self.bytes_received += session.link.bytes_in
+        self.bytes_sent += session.link.bytes_out
+        self.messages_received += session.core.messages_in
+        self.messages_sent += session.core.wire.messages_out
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamStats:
+    """One stream."""
+
+    client_id: str
+    backend: str
+    session: str
+    hostname: str
+    client: str
+    target: str
+    state: str
+    bytes_in: int  #: payload from the user
+    bytes_out: int  #: payload to the user
+    buffered_bytes: int  #: waiting for the local service
+    paused: bool
+    is_udp: bool
+    connected_for_s: float
+    idle_for_s: float  #: as of the last sweep, which is at most 5 s old
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionStats:
+    """One session slot: a backend at one relay address."""
+
+    backend: str
+    relay: str
+    session: str  #: empty while there is none
+    state: str
+    uptime_s: float
+    streams: int
+    unsent_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot of an agent. Sizes in bytes, durations in seconds, times as Unix time."""
+
+    at: float
+    sessions: tuple[SessionStats, ...]
+    streams: tuple[StreamStats, ...]  #: empty unless asked for
+    streams_active: int
+    streams_pending: int  #: still being dialled
+    streams_total: int
+    streams_paused: int
+    streams_queued: int  #: with data waiting for the local service
+    streams_closed: dict[str, int]  #: by reason
+    streams_dropped: int  #: closed for any reason but normal
+    dial_failures: int
+    bytes_received: int
+    bytes_sent: int
+    messages_received: int
+    messages_sent: int
+    buffered_bytes: int  #: forward data waiting, over all streams
+    unsent_bytes: int  #: output waiting for the relays, over all sessions
+    connects: int
+    last_connected_at: float
+    failures: int
+    rejections: int
+    rate_limited: int
+    token_failures: int
+    pauses: int
+    ignored_messages: int
+    stalled_links: int
+    events_dropped: int
+
+
+def stream_stats(pump: StreamPump, now: float) -> StreamStats:
+    """The figures of one stream at ``now`` (monotonic seconds)."""
+    stream, session = pump.stream, pump.session
+    return StreamStats(
+        client_id=format_id(stream.id),
+        backend=session.backend.name,
+        session=session.name,
+        hostname=stream.hostname,
+        client=stream.client_ip,
+        target=pump.target_name,
+        state=stream.state.value,
+        bytes_in=stream.bytes_in,
+        bytes_out=stream.bytes_out,
+        buffered_bytes=pump.buffered_bytes,
+        paused=stream.paused,
+        is_udp=stream.is_udp,
+        connected_for_s=now - stream.opened_at,
+        idle_for_s=now - stream.idle_since,
+    )
+
+
+def totals(
+    counters: Counters,
+    pumps: Iterable[StreamPump],
+    sessions: Iterable[Session],
+    slots: tuple[SessionStats, ...],
+    *,
+    streams: tuple[StreamStats, ...],
+    buffered_bytes: int,
+    events_dropped: int,
+) -> Stats:
+    """Put the snapshot together."""
+    pumps, live = list(pumps), list(sessions)
+    pending = sum(pump.stream.state is StreamState.OPENING for pump in pumps)
+    return Stats(
+        at=time.time(),
+        sessions=slots,
+        streams=streams,
+        streams_active=len(pumps) - pending,
+        streams_pending=pending,
+        streams_total=counters.streams_opened,
+        streams_paused=sum(pump.stream.paused for pump in pumps),
+        streams_queued=sum(pump.buffered_bytes > 0 for pump in pumps),
+        streams_closed=dict(counters.closed),
+        streams_dropped=sum(counters.closed.values()) - counters.closed[Reason.NORMAL.value],
+        dial_failures=counters.dial_failures,
+        bytes_received=counters.bytes_received + sum(s.link.bytes_in for s in live),
+        bytes_sent=counters.bytes_sent + sum(s.link.bytes_out for s in live),
+        messages_received=counters.messages_received + sum(s.core.messages_in for s in live),
+        messages_sent=counters.messages_sent + sum(s.core.wire.messages_out for s in live),
+        buffered_bytes=buffered_bytes,
+        unsent_bytes=sum(s.core.wire.pending_bytes for s in live),
+        connects=counters.connects,
+        last_connected_at=counters.last_connected_at,
+        failures=counters.failures,
+        rejections=counters.rejections,
+        rate_limited=counters.rate_limited,
+        token_failures=counters.token_failures,
+        pauses=counters.pauses,
+        ignored_messages=counters.ignored_messages,
+        stalled_links=counters.stalled_links,
+        events_dropped=events_dropped,
+    )

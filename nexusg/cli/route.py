@@ -1,0 +1,133 @@
+"""``nexusg route``: where a connection from outside would go, by which rule, and what else fits.
+
+The same router as in the agent decides. What a backend claims in its configuration is told too,
+but decides nothing: the token command may claim otherwise, and the relay believes only the token.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from nexusg.config.hostnames import WILDCARD, normalize
+from nexusg.config.loader import load
+from nexusg.errors import ConfigError
+from nexusg.targets.router import Router
+
+from .exits import Exit
+
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from nexusg.config.model import Backend, Config, PortMapping
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one backend would do with the connection."""
+
+    backend: str
+    claim: str  #: what of its configuration makes the relay choose it; empty if nothing does
+    target: str  #: empty if nothing of it serves the connection
+    rule: str  #: exact, wildcard or default
+    pattern: str
+    also: tuple[str, ...]  #: what else fits, but less well
+
+
+def execute(given: argparse.Namespace) -> int:
+    """Print the answer; FAILED if no backend has a target."""
+    host, port = normalize(given.address[0]), given.address[1]
+    config = load(given.config).config
+    answers = [ask(backend, host, port) for backend in _chosen(config, given.backend)]
+    best = winner(answers)
+    others = [answer for answer in answers if answer is not best]
+    if given.json:
+        found = {
+            "host": host,
+            "port": port,
+            "route": asdict(best) if best else None,
+            "others": [asdict(answer) for answer in others],
+        }
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print("\n".join(_text(f"{host}:{port}", best, others)))
+    return Exit.OK if best else Exit.FAILED
+
+
+def ask(backend: Backend, host: str, port: int) -> Answer:
+    """What ``backend`` does with a connection to ``host`` at ``port``."""
+    claim = _claim(backend, host, port)
+    # A claimed port carries its own key instead of a name (PROTOCOL.md section 4.3).
+    name = claim if claim.startswith(("tcp:", "udp:")) else host
+    route = Router(backend.port_mappings).resolve(port, name)
+    if route is None:
+        return Answer(backend.name, claim, "", "", "", ())
+    fitting = _fitting(backend.port_mappings[port], name)
+    also = tuple(f"{pattern} -> {to}" for pattern, to in fitting if pattern != route.pattern)
+    return Answer(backend.name, claim, route.target, route.rule, route.pattern, also)
+
+
+def winner(answers: list[Answer]) -> Answer | None:
+    """The answer of the backend that gets the connection, if it has a target for it.
+
+    A relay looks for the name, then for its wildcard (PROTOCOL.md section 10.5).
+    """
+    served = [answer for answer in answers if answer.target]
+    return min(served, key=_rank, default=None)
+
+
+def _rank(answer: Answer) -> int:
+    if not answer.claim:
+        return 2
+    return int(answer.claim.startswith(WILDCARD))
+
+
+def _chosen(config: Config, name: str | None) -> list[Backend]:
+    found = [backend for backend in config.backends if name in (None, backend.name)]
+    if not found:
+        known = ", ".join(backend.name for backend in config.backends)
+        raise ConfigError([f"nexusg route: there is no backend {name!r}, only {known}"])
+    return found
+
+
+def _claim(backend: Backend, host: str, port: int) -> str:
+    for claimed in _patterns(host):
+        if claimed in backend.hostnames:
+            return claimed
+    if port in backend.tcp_ports:
+        return f"tcp:{port}"
+    if any(route.port == port for route in backend.udp_routes):
+        return f"udp:{port}"
+    return ""
+
+
+def _fitting(mapping: PortMapping, host: str) -> Iterator[tuple[str, str]]:
+    """Every target of a port that would do, with its pattern."""
+    for pattern in _patterns(host):
+        if pattern in mapping.hosts:
+            yield pattern, mapping.hosts[pattern]
+    if mapping.default:
+        yield "default", mapping.default
+
+
+def _patterns(host: str) -> tuple[str, str]:
+    """The name and its wildcard, which stands for exactly one label (section 10.5)."""
+    return host, WILDCARD + host.partition(".")[2]
+
+
+def _text(address: str, best: Answer | None, others: list[Answer]) -> Iterator[str]:
+    if best is None:
+        yield f"{address} has no route"
+    else:
+        yield f"{address} -> {best.target}"
+        yield f"  backend  {best.backend}"
+        yield f"  rule     {best.rule}" + (f" {best.pattern}" if best.rule != "default" else "")
+        yield f"  claim    {best.claim or 'none: the relay may send it to somebody else'}"
+        yield from (f"  passed   {also}" for also in best.also)
+    for answer in others:
+        end = f"{answer.target} by {answer.pattern}" if answer.target else "no target"
+        claimed = f"claims {answer.claim}" if answer.claim else "does not claim it"
+        yield f"  other    backend {answer.backend}: {end}, {claimed}"

@@ -1,0 +1,308 @@
+"""The configuration as frozen data: one backend (PROTOCOL.md section 10.2).
+
+``findings()`` are the rules over several settings; those over one stand in its declaration.
+"""
+
+# ruff: noqa: RUF009 - setting() and block() return dataclasses.field()
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from . import checks
+from .attestation import Attestation
+from .hostnames import normalize_pattern
+from .setting import (
+    REQUIRED,
+    Block,
+    Finding,
+    Kind,
+    ListOf,
+    MapOf,
+    Setting,
+    Settings,
+    block,
+    listed,
+    setting,
+    unique,
+)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class UdpRoute(Settings):
+    """A claimed UDP port."""
+
+    port: int = setting(
+        "port",
+        Kind.INTEGER,
+        REQUIRED,
+        "The public port.",
+        needed=True,
+        check=checks.port,
+        example="53",
+    )
+    flow_idle_timeout_s: int | None = setting(
+        "flowIdleTimeoutSeconds",
+        Kind.INTEGER,
+        None,
+        "When the relay forgets an idle flow. Its own default if absent; it clamps the value.",
+        unit="s",
+        check=checks.duration,
+        example="30",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping(Settings):
+    """Where the streams of one public port go (PROTOCOL.md section 10.6)."""
+
+    default: str | None = setting(
+        "default",
+        Kind.TEXT,
+        None,
+        'The target for names that are not under hosts: "host:port", unix:/path, unix:@name.',
+        check=checks.target,
+        example='"127.0.0.1:8080"',
+        usual=True,
+    )
+    hosts: Mapping[str, str] = setting(
+        "hosts",
+        MapOf(Kind.TEXT, Kind.TEXT, normalize_pattern, checks.pattern),
+        {},
+        'Targets by host name. "*.example.com" stands for exactly one label.',
+        check=checks.target,
+        example='{app.example.com: "127.0.0.1:8081", "*.example.com": "unix:/run/web.sock"}',
+    )
+
+    def __post_init__(self) -> None:
+        hosts: dict[str, str] = {}
+        for pattern, target in self.hosts.items():
+            hosts.setdefault(normalize_pattern(pattern), target)
+        self._set(default=self.default or None, hosts=MappingProxyType(hosts))
+
+    def findings(self) -> Iterator[Finding]:
+        """Some target is needed, and each needs a name."""
+        if self.default is None and not self.hosts:
+            text = "a default target or hosts with targets are required"
+            yield Finding((), text, involves=("default", "hosts"))
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChecks(Settings):
+    """Asks the relay whether the client of a silent stream is still there (section 7)."""
+
+    enabled: bool = setting(
+        "enabled",
+        Kind.BOOLEAN,
+        True,
+        "On by default, because the relay can lose the news that a client has gone.",
+    )
+    inactivity_timeout_s: float = setting(
+        "inactivityTimeout",
+        Kind.NUMBER,
+        60.0,
+        "A stream without traffic for this long is asked for. 0: the default.",
+        unit="s",
+        check=checks.seconds,
+    )
+    pong_timeout_s: float = setting(
+        "pongTimeout",
+        Kind.NUMBER,
+        5.0,
+        "How long the answer may take. 0: the default.",
+        unit="s",
+        check=checks.seconds,
+    )
+
+    def __post_init__(self) -> None:
+        self._above_zero("inactivity_timeout_s", "pong_timeout_s")
+
+
+@dataclass(frozen=True, slots=True)
+class FlowControl(Settings):
+    """Messages in flight on one stream (PROTOCOL.md section 5.3)."""
+
+    high_water_mark: int = setting(
+        "highWaterMark", Kind.INTEGER, 48, "Buffered messages that pause a stream. 0: the default."
+    )
+    low_water_mark: int = setting(
+        "lowWaterMark", Kind.INTEGER, 16, "Buffered messages that resume it. 0: the default."
+    )
+    max_buffer: int = setting(
+        "maxBuffer", Kind.INTEGER, 64, "Messages the relay may send ahead. 0: the default."
+    )
+
+    def __post_init__(self) -> None:
+        self._above_zero("high_water_mark", "low_water_mark", "max_buffer")
+
+    def findings(self) -> Iterator[Finding]:
+        """low < high < max."""
+        low, high, top = self.low_water_mark, self.high_water_mark, self.max_buffer
+        if not low < high < top:
+            text = f"lowWaterMark ({low}) < highWaterMark ({high}) < maxBuffer ({top}) must hold"
+            yield Finding((), text, involves=("lowWaterMark", "highWaterMark", "maxBuffer"))
+
+
+@dataclass(frozen=True, slots=True)
+class RelayTls(Settings):
+    """TLS towards the relay."""
+
+    ca_file: str | None = setting(
+        "caFile",
+        Kind.TEXT,
+        None,
+        "PEM certificates to trust instead of the system's.",
+        expand=True,
+        example="/etc/nexusg/ca.pem",
+    )
+    cert_file: str | None = setting(
+        "certFile",
+        Kind.TEXT,
+        None,
+        "A PEM client certificate with its chain.",
+        expand=True,
+        example="/etc/nexusg/client.pem",
+    )
+    key_file: str | None = setting(
+        "keyFile",
+        Kind.TEXT,
+        None,
+        "Its PEM key, if that is not in the same file.",
+        expand=True,
+        example="/etc/nexusg/client.key",
+    )
+    server_name: str | None = setting(
+        "serverName",
+        Kind.TEXT,
+        None,
+        "The name to ask for and to verify instead of the address's host.",
+        example="relay.example.com",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("ca_file", "cert_file", "key_file", "server_name"):
+            self._set(**{name: getattr(self, name) or None})
+
+    def findings(self) -> Iterator[Finding]:
+        """A key belongs to a certificate."""
+        if self.key_file and not self.cert_file:
+            text = "needs a certFile"
+            yield Finding(("keyFile",), text, involves=("keyFile", "certFile"))
+
+
+@dataclass(frozen=True, slots=True)
+class Backend(Settings):
+    """What one block of the configuration serves, and through which relays."""
+
+    name: str = setting(
+        "name",
+        Kind.TEXT,
+        REQUIRED,
+        "Names the backend in tokens, logs and metrics.",
+        needed=True,
+        check=checks.not_blank,
+        example="web",
+    )
+    hostnames: tuple[str, ...] = setting(
+        "hostnames",
+        ListOf(Kind.TEXT),
+        (),
+        "Claimed names. One of hostnames, tcpPorts and udpRoutes is required.",
+        check=checks.hostname,
+        advice=checks.wildcard,
+        example='[app.example.com, "*.example.com"]',
+        usual=True,
+        also=Setting(
+            "hostname",
+            Kind.TEXT,
+            None,
+            "A single claimed name, used if there are no hostnames.",
+            example="app.example.com",
+        ),
+    )
+    tcp_ports: tuple[int, ...] = setting(
+        "tcpPorts",
+        ListOf(Kind.INTEGER),
+        (),
+        "Claimed TCP ports.",
+        check=checks.port,
+        example="[22]",
+    )
+    udp_routes: tuple[UdpRoute, ...] = setting(
+        "udpRoutes", ListOf(Block(UdpRoute)), (), "Claimed UDP ports."
+    )
+    nexus_addresses: tuple[str, ...] = setting(
+        "nexusAddresses",
+        ListOf(Kind.TEXT),
+        (),
+        "The relays. All of them are served at once.",
+        needed=True,
+        advice=checks.relay_address,
+        example='["wss://relay.example.com/connect"]',
+    )
+    weight: int = setting(
+        "weight", Kind.INTEGER, 1, "Share of the streams, if several agents serve the same names."
+    )
+    attestation: Attestation = block(
+        "attestation", Attestation, "Where the tokens for the relays come from."
+    )
+    port_mappings: Mapping[int, PortMapping] = setting(
+        "portMappings",
+        MapOf(Kind.INTEGER, Block(PortMapping)),
+        {},
+        "Where the streams go, by public port.",
+        needed=True,
+    )
+    health_checks: HealthChecks = block(
+        "healthChecks", HealthChecks, "Finds streams whose client has gone unnoticed."
+    )
+    flow_control: FlowControl = block(
+        "flowControl", FlowControl, "Messages in flight on each stream."
+    )
+    socks5_listen_addr: str | None = setting(
+        "socks5ListenAddr",
+        Kind.TEXT,
+        None,
+        "A SOCKS5 server for local programs that connect out through the relay. Off if absent.",
+        advice=checks.listen_address,
+        example='"127.0.0.1:1080"',
+    )
+    tls: RelayTls = block("tls", RelayTls, "TLS towards the relays.")
+
+    def __post_init__(self) -> None:
+        self._set(
+            hostnames=unique(map(normalize_pattern, listed(self.hostnames))),
+            tcp_ports=unique(self.tcp_ports),
+            udp_routes=listed(self.udp_routes),
+            nexus_addresses=tuple(map(str.strip, listed(self.nexus_addresses))),
+            weight=max(1, self.weight),
+            port_mappings=MappingProxyType(dict(self.port_mappings)),
+            socks5_listen_addr=self.socks5_listen_addr or None,
+        )
+
+    def findings(self) -> Iterator[Finding]:
+        """Something must be claimed, each UDP port once, and what is claimed should be mapped."""
+        claims = ("hostnames", "tcpPorts", "udpRoutes")
+        if not (self.hostnames or self.tcp_ports or self.udp_routes):
+            yield Finding(
+                (), "one of hostnames, tcpPorts and udpRoutes is required", involves=claims
+            )
+        udp_ports = [route.port for route in self.udp_routes]
+        for index, number in enumerate(udp_ports):
+            if number in udp_ports[:index]:
+                yield Finding(("udpRoutes", index, "port"), f"port {number} is listed twice")
+        for key, ports in (("tcpPorts", self.tcp_ports), ("udpRoutes", udp_ports)):
+            for number in ports:
+                if number not in self.port_mappings:
+                    text = f"port {number} has no entry in portMappings: its streams are refused"
+                    yield Finding((key,), text, fatal=False, involves=(key, "portMappings"))
+        for number in self.port_mappings:
+            if checks.port(number):
+                text = "no stream has this port (1 to 65535)"
+                yield Finding(("portMappings", number), text, fatal=False)

@@ -1,0 +1,168 @@
+"""What a single value must look like. Each check says what is wrong, or returns None.
+
+No check repeats a value that may hold a secret. None looks at the file system or the network.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from .hostnames import is_route_key, never_matches, normalize_pattern
+
+
+if TYPE_CHECKING:
+    from .setting import Check
+
+
+UNIX = "unix:"
+
+_MAX_PORT = 65535
+_MAX_SECONDS = 1_000_000_000  # 31 years: "never" for a timer, and small enough for every clock
+_MAX_UNIX_PATH = 107  # bytes of sun_path on Linux without its final zero
+_MAX_QUOTED = 60  # characters; the message names the line, where the rest can be read
+_PORT = re.compile(r"[0-9]{1,5}|[A-Za-z][A-Za-z0-9-]*")  # a service name is a port, too
+
+
+def quoted(text: str) -> str:
+    """``text`` as it may stand in a log line: in quotes, cut, and without control characters."""
+    if len(text) > _MAX_QUOTED:
+        text = text[: _MAX_QUOTED - 1] + "…"
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def port(value: int) -> str | None:
+    """A TCP or UDP port."""
+    return None if 0 < value <= _MAX_PORT else f"{value} is not a port (1 to {_MAX_PORT})"
+
+
+def duration(value: float) -> str | None:
+    """Seconds that cannot be negative."""
+    if value < 0:
+        return "must not be negative"
+    return seconds(value)
+
+
+def seconds(value: float) -> str | None:
+    """Seconds, of which zero and less stand for the default."""
+    return None if value <= _MAX_SECONDS else f"must be at most {_MAX_SECONDS} seconds"
+
+
+def at_least(least: int) -> Check:
+    """An integer with a lower bound."""
+
+    def check(value: int) -> str | None:
+        return None if value >= least else f"must be at least {least}"
+
+    return check
+
+
+def not_blank(value: str) -> str | None:
+    """A text with something in it."""
+    return None if value.strip() else "must not be blank"
+
+
+def hostname(value: str) -> str | None:
+    """A host name or wildcard that a backend claims (PROTOCOL.md section 10.2)."""
+    name = normalize_pattern(value)
+    if not name:
+        return "is a blank host name"
+    if is_route_key(name):
+        return f"{quoted(name)} is reserved for port claims: use tcpPorts or udpRoutes"
+    return None
+
+
+def pattern(value: str) -> str | None:
+    """A host name or wildcard of a port mapping, or a route key."""
+    return None if normalize_pattern(value) else "is a blank host name or pattern"
+
+
+def variable(value: str) -> str | None:
+    """A name of an environment variable. Never quoted: a forgotten space joins it to its value."""
+    if value and not re.search(r"[=:\s]", value):
+        return None
+    return 'is no name of a variable: write "NAME: value" with a space'
+
+
+def wildcard(value: str) -> str | None:
+    """Advice on a pattern that no name will ever match (PROTOCOL.md section 10.5)."""
+    if never_matches(normalize_pattern(value)):
+        return f'{quoted(value)} matches no name: a wildcard is "*." and a name with a dot in it'
+    return None
+
+
+def target(value: str) -> str | None:
+    """A local service: ``host:port``, ``[v6]:port``, ``unix:/path`` or ``unix:@abstract``."""
+    if not value.strip():
+        return 'is a blank target: write "host:port"'
+    if value.startswith(UNIX):
+        return _unix_path(value[len(UNIX) :])
+    if "/" in value:
+        return 'is no target: write "host:port" without a scheme or path'
+    host, colon, service = value.rpartition(":")
+    if not colon or value.endswith("]"):
+        return f"{quoted(value)} has no port: write {quoted(value + ':80')}"
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        return f'{quoted(value)} has too many colons: write an IPv6 address as "[::1]:80"'
+    if not _PORT.fullmatch(service):
+        return f'{quoted(value)} has no valid port: write "host:port"'
+    return port(int(service)) if service.isdigit() else None
+
+
+def _unix_path(path: str) -> str | None:
+    if not path.startswith(("/", "@")) or len(path) == 1:
+        return 'must be "unix:" and an absolute path, or "unix:@" and an abstract name'
+    if len(path.encode(errors="replace")) > _MAX_UNIX_PATH:
+        return f"is longer than the {_MAX_UNIX_PATH} bytes of a unix socket's name"
+    return None
+
+
+def relay_address(value: str) -> str | None:
+    """Advice on the URL of a relay. What it may hold beside the host stays unsaid."""
+    try:
+        url = urlsplit(value)
+        scheme, host, number = url.scheme, url.hostname, url.port  # each may raise
+    except ValueError:
+        scheme, host, number = "", None, None
+    if not host or number == 0:
+        return 'cannot be dialled: write "wss://host:port/connect"'
+    if scheme not in ("wss", "ws"):
+        return f"cannot be dialled: its scheme is {quoted(scheme)}; write wss"
+    if "@" in url.netloc:
+        return "cannot be dialled: it holds a user or password, and relays take tokens only"
+    if scheme == "ws" and not _is_loopback(host):
+        return "sends the token without encryption: use wss"
+    return None
+
+
+def listen_address(value: str) -> str | None:
+    """Advice on the address of a listener, ``host:port`` or ``:port``."""
+    host, colon, service = value.strip().rpartition(":")
+    if colon and service.isdigit() and int(service) <= _MAX_PORT and "/" not in host:
+        return None
+    return 'is not "host:port": the listener will stay off'
+
+
+def outbound_port(value: int) -> str | None:
+    """Advice on a port for outbound connections."""
+    problem = port(value)
+    return problem and f"{problem}: the relay will reject the token"
+
+
+def https(value: str) -> str | None:
+    """Advice on a URL that the relay takes only with https (PROTOCOL.md section 2.4)."""
+    if not value or re.match(r"(?i)https://[^/]", value):
+        return None
+    return "must begin with https://, or the relay will reject the token"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,81 @@
+"""The two shapes of a log line: a JSON object, and text for people.
+
+It must not know events, nor where the lines go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from structlog.dev import ConsoleRenderer, plain_traceback
+from structlog.processors import ExceptionRenderer, JSONRenderer
+from structlog.tracebacks import ExceptionDictTransformer
+
+from .redaction import redact_fields
+
+
+if TYPE_CHECKING:
+    from structlog.typing import Processor
+
+#: Makes a whole line of ``timestamp``, ``level``, ``event`` and further fields, in their order.
+Renderer = Callable[[dict[str, Any]], bytes]
+
+# Every control character as its picture (U+2400) or, if it has none, as the replacement character,
+# so that no field can move the cursor or end the line.
+_CONTROLS = {
+    **{code: chr(0x2400 + code) for code in range(32)},
+    **dict.fromkeys(range(127, 160), "\ufffd"),
+}
+_IN_TRACEBACK = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
+
+
+def timestamp(at: float) -> str:
+    """Unix time as RFC 3339 in UTC with milliseconds."""
+    moment = datetime.fromtimestamp(at, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def renderer(*, console: bool, colors: bool = False) -> Renderer:
+    """What makes lines: without secrets, and tracebacks without the values of variables."""
+    chain = _console(colors) if console else _json()
+
+    def render(fields: dict[str, Any]) -> bytes:
+        value: Any = fields
+        for processor in chain:
+            value = processor(None, "", value)
+        # Half a surrogate pair, such as in the name of a file, becomes its escape.
+        return f"{value}\n".encode("utf-8", "backslashreplace")
+
+    return render
+
+
+def _json() -> list[Processor]:
+    exceptions = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+    return [exceptions, redact_fields, JSONRenderer(ensure_ascii=False)]
+
+
+def _console(colors: bool) -> list[Processor]:
+    text = ConsoleRenderer(
+        colors=colors,
+        pad_event_to=0,
+        sort_keys=False,
+        exception_formatter=plain_traceback,  # the default shows local variables
+    )
+    return [_traceback_below, redact_fields, _harmless, text]
+
+
+def _traceback_below(_logger: object, _method: str, fields: Any) -> Any:
+    """A traceback stands below its line, whether it is alive or a field of an event."""
+    if "traceback" in fields:
+        fields["exception"] = fields.pop("traceback")
+    return ExceptionRenderer()(None, "", fields)
+
+
+def _harmless(_logger: object, _method: str, fields: Any) -> Any:
+    for name, value in fields.items():
+        if isinstance(value, str):
+            table = _IN_TRACEBACK if name == "exception" else _CONTROLS
+            fields[name] = value.translate(table)
+    return fields

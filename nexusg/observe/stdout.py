@@ -1,0 +1,87 @@
+"""The log of a process of our own: lines to stdout, those of libraries among them.
+
+Only for the command line: it changes the root logger. An embedded agent uses
+`LogObserver.for_logger` instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from .logs import LogObserver
+from .render import renderer, timestamp
+from .sink import LineWriter
+
+
+if TYPE_CHECKING:
+    from nexusg.config.model import Logging
+
+    from .logs import Fields
+
+STDOUT = 1
+
+FLUSH_S = 2.0  # how long the end of the process waits for whoever reads its log
+
+
+class StdoutLog(LogObserver):
+    """A `LogObserver` whose lines go to a file descriptor without ever stopping the hub."""
+
+    def __init__(self, settings: Logging, fd: int = STDOUT) -> None:
+        super().__init__(self._write, level=settings.level, streams=settings.streams)
+        terminal = os.isatty(fd)
+        self._render = renderer(
+            console=settings.format == "console" or (settings.format == "auto" and terminal),
+            colors=terminal and not os.environ.get("NO_COLOR"),  # no-color.org
+        )
+        self._writer = LineWriter(fd, dropped_line=self._dropped)
+        self._handler = _Handler(self)
+
+    def adopt_logging(self) -> None:
+        """Take the records of all other loggers, at WARNING and above, and Python's warnings."""
+        logging.getLogger().addHandler(self._handler)
+        logging.captureWarnings(True)
+
+    def close(self, timeout_s: float = FLUSH_S) -> bool:
+        """Undo `adopt_logging` and write what waits. Return whether all was written. Blocks."""
+        logging.captureWarnings(False)
+        logging.getLogger().removeHandler(self._handler)
+        return self._writer.close(timeout_s)
+
+    def _write(self, level: str, name: str, at: float, fields: Fields) -> None:
+        self._writer.write(self._line(level, name, at, fields))
+
+    def _dropped(self, count: int) -> bytes:
+        return self._line("warning", "log.dropped", time.time(), {"count": count})
+
+    def _line(self, level: str, name: str, at: float, fields: Fields) -> bytes:
+        head = {"timestamp": timestamp(at), "level": level, "event": name}
+        return self._render({**head, **fields})
+
+
+def setup_cli_logging(settings: Logging, fd: int = STDOUT) -> StdoutLog:
+    """The log of this process as ``settings`` want it, the records of libraries included."""
+    log = StdoutLog(settings, fd)
+    log.adopt_logging()
+    return log
+
+
+class _Handler(logging.Handler):
+    """Records of ``logging`` as lines called ``log.record``."""
+
+    def __init__(self, log: StdoutLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError, LookupError):  # its arguments do not fit its format
+            message = str(record.msg)
+        fields: Fields = {"logger": record.name, "message": message}
+        if record.exc_info and record.exc_info[0]:
+            fields["exc_info"] = record.exc_info
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        self._log.line(level, "log.record", **fields)

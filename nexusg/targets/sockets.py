@@ -1,0 +1,208 @@
+"""Targets over connected sockets: TCP, unix and TLS. How they were connected is not known here."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import sys
+import termios
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gevent import get_hub, sleep
+from gevent.socket import SHUT_WR
+from gevent.ssl import SSLWantReadError, SSLWantWriteError
+
+
+if TYPE_CHECKING:
+    from gevent._types import _IoWatcher
+    from gevent.socket import socket
+    from gevent.ssl import SSLSocket
+
+
+#: What TLS encrypts at a time (RFC 8446 section 5.1).
+RECORD_BYTES = 16 * 1024
+# When TLS must read to write, or write to read, the other greenlet may be waiting for that already.
+# It happens in a renegotiation (TLS 1.2) only, so trying again soon is good enough.
+CROSSED_S = 0.01
+
+_READ, _WRITE = 1, 2  # the event masks of gevent's loop.io
+
+
+class SocketTarget:
+    """A stream socket of gevent, which it takes over and makes non-blocking.
+
+    ``buffer`` is what reads go to. It is shared by all targets of an agent, so that an idle one
+    costs little. For a TLS socket use `TlsSocketTarget`.
+    """
+
+    __slots__ = ("_buffer", "_readable", "_sock", "_writable", "name")
+
+    def __init__(self, sock: socket | SSLSocket, name: str, buffer: bytearray) -> None:
+        sock.settimeout(0.0)
+        self.name = name
+        self._sock: Any = sock
+        self._buffer = buffer
+        self._readable: _IoWatcher | None = None
+        self._writable: _IoWatcher | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def try_send(self, data: memoryview | bytes) -> int:
+        """Take what fits at once and return how much. Raises OSError."""
+        try:
+            return self._sock.send(data)  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return 0
+
+    def send(self, data: memoryview | bytes) -> int:
+        """Take at least one byte and return how many. Blocks. Raises OSError."""
+        while True:
+            try:
+                return self._sock.send(data)  # type: ignore[no-any-return]
+            except BlockingIOError:
+                self._wait_writable()
+
+    def try_read(self, limit: int) -> memoryview | None:
+        """At most ``limit`` bytes, valid until the next switch; None when there is nothing yet.
+
+        Raises OSError.
+        """
+        view = memoryview(self._buffer)[:limit]
+        try:
+            return view[: self._sock.recv_into(view)]
+        except BlockingIOError:
+            return None
+
+    def wait_readable(self) -> None:
+        """Return when `try_read` may have something. Blocks. Raises OSError."""
+        if self._readable is None:
+            self._readable = get_hub().loop.io(self._sock.fileno(), _READ)
+        get_hub().wait(self._readable)
+
+    def unsent_bytes(self) -> int:
+        """How much the kernel still holds for the service; 0 if it cannot tell."""
+        try:
+            answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return 0
+        return int.from_bytes(answer, sys.byteorder)
+
+    def shutdown_write(self) -> None:
+        """Half-close: the service reads the end of file, and may still answer."""
+        try:
+            self._sock.shutdown(SHUT_WR)
+        except OSError:  # it has gone; the next read says so
+            pass
+
+    def close(self) -> None:
+        """Close, and wake up whoever waits in a method with an OSError; idempotent."""
+        sock, self._sock = self._sock, _CLOSED
+        for watcher in (self._readable, self._writable):
+            if watcher is not None:
+                get_hub().cancel_wait(watcher, _closed(), close_watcher=True)
+        self._readable = self._writable = None
+        try:
+            sock.close()
+        except OSError:  # what the service did to it no longer matters
+            pass
+
+    def _wait_writable(self) -> None:
+        if self._writable is None:
+            self._writable = get_hub().loop.io(self._sock.fileno(), _WRITE)
+        get_hub().wait(self._writable)
+
+
+class TlsSocketTarget(SocketTarget):
+    """The same over a TLS socket of gevent whose handshake is done.
+
+    When a record has gone out in part, OpenSSL insists on getting the same bytes again, and at
+    least as many. So after `try_send` or `send` took less than all, the next call of either must
+    begin with the rest and must not be shorter. A stream does so: it retries the head of its
+    backlog.
+    """
+
+    __slots__ = ("_crossed",)
+
+    def __init__(self, sock: SSLSocket, name: str, buffer: bytearray) -> None:
+        super().__init__(sock, name, buffer)
+        self._crossed = False  # a read has to write first
+
+    def try_send(self, data: memoryview | bytes) -> int:
+        """Take what fits at once, record by record, and return how much. Raises OSError.
+
+        OpenSSL reports a write only when all of it has gone, however much that is.
+        """
+        view, sent = memoryview(data), 0
+        try:
+            while sent < len(view):
+                sent += self._sock.write(view[sent : sent + RECORD_BYTES])
+        except (SSLWantWriteError, SSLWantReadError):
+            pass
+        return sent
+
+    def send(self, data: memoryview | bytes) -> int:
+        """Take one record and return its size. Blocks. Raises OSError."""
+        record = memoryview(data)[:RECORD_BYTES]
+        while True:
+            try:
+                return self._sock.write(record)  # type: ignore[no-any-return]
+            except SSLWantWriteError:
+                self._wait_writable()
+            except SSLWantReadError:
+                sleep(CROSSED_S)
+
+    def try_read(self, limit: int) -> memoryview | None:
+        """At most ``limit`` bytes, valid until the next switch; None when there is nothing yet.
+
+        Raises OSError.
+        """
+        try:
+            return super().try_read(limit)
+        except SSLWantReadError:
+            return None
+        except SSLWantWriteError:
+            self._crossed = True
+            return None
+
+    def wait_readable(self) -> None:
+        """Return when `try_read` may have something. Blocks. Raises OSError."""
+        if self._crossed:
+            self._crossed = False
+            sleep(CROSSED_S)
+        elif not self._sock.pending():  # what is decrypted already is not seen by the kernel
+            super().wait_readable()
+
+    def shutdown_write(self) -> None:
+        """Do nothing: the end is announced by `close`.
+
+        Python can only send close_notify in a call that reads, too, and fails for good on data that
+        is under way from the service.
+        """
+
+    def close(self) -> None:
+        """Send close_notify if that is possible at once, and close; idempotent."""
+        try:
+            self._sock.unwrap()
+        except (OSError, ValueError):  # it is full, closed, or no longer TLS
+            pass
+        super().close()
+
+
+def _closed() -> OSError:
+    return OSError(errno.EBADF, "the connection to the target was closed")
+
+
+class _Closed:
+    """What stands for the socket of a closed target."""
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise _closed()
+
+    send = write = recv_into = pending = fileno = shutdown = unwrap = _refuse
+
+    def close(self) -> None:
+        """It is."""
+
+
+_CLOSED = _Closed()

@@ -1,0 +1,168 @@
+"""Open TCP and unix sockets within a time. It knows no TLS, and not whom it connects for."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+from select import POLLOUT
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent import select, socket
+
+from nexusg.transport.deadline import Deadline, limit
+from nexusg.transport.failure import ConnectError, connect_error, failure_code
+from nexusg.transport.resolve import resolve
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nexusg.transport.resolve import SocketAddress
+
+# How long an address has for itself before the next one is tried beside it: RFC 8305 section 5
+# recommends 250 ms.
+HEAD_START_S = 0.25
+# A unix listener with a full backlog refuses at once and nothing can be waited on, so try again:
+# often enough not to be noticed, seldom enough to cost nothing.
+UNIX_RETRY_S = 0.02
+
+# Probe an idle peer after 30 s, then every 10 s; three unanswered probes end the connection. This
+# is for connections without pings of their own, and keeps NAT entries alive.
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+_OPTIONS = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in _KEEPALIVE.items()
+        if hasattr(socket, name)
+    ),
+]
+
+
+def join_host_port(host: str, port: int) -> str:
+    """``host:port``, with brackets around an IPv6 literal (RFC 3986 section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def connect_tcp(host: str, port: int, timeout_s: float) -> socket.socket:
+    """Connect to a name or literal, within one time for the look-up and every address of it.
+
+    The socket comes back blocking (for its greenlet), with TCP_NODELAY and keepalive. Raises
+    ConnectError. Blocks.
+    """
+    place = join_host_port(host, port)
+    deadline = Deadline(timeout_s)
+    late = ConnectError(f"looking up {host} took longer than {timeout_s:.3g} s", "timeout")
+    with limit(deadline, late):
+        addresses = resolve(host, port)
+    late = ConnectError(f"connecting to {place} took longer than {timeout_s:.3g} s", "timeout")
+    with limit(deadline, late):
+        return _race(addresses, place)
+
+
+def connect_unix(path: str, timeout_s: float) -> socket.socket:
+    """Connect to a unix stream socket; ``@name`` is abstract. Raises ConnectError. Blocks."""
+    address = "\0" + path[1:] if path.startswith("@") else path
+    late = ConnectError(f"connecting to {path} took longer than {timeout_s:.3g} s", "timeout")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with closed_on_error(sock), limit(Deadline(timeout_s), late):
+        sock.setblocking(False)
+        try:
+            while (code := sock.connect_ex(address)) == errno.EAGAIN:
+                gevent.sleep(UNIX_RETRY_S)
+            if code:
+                raise OSError(code, os.strerror(code))
+        except OSError as error:
+            raise connect_error(path, error) from error
+        sock.setblocking(True)
+        return sock
+
+
+@contextmanager
+def closed_on_error(sock: socket.socket) -> Iterator[None]:
+    """Close the socket when the block does not end well."""
+    try:
+        yield
+    except BaseException:  # a time limit and the end of a greenlet too
+        sock.close()
+        raise
+
+
+def _race(addresses: list[SocketAddress], place: str) -> socket.socket:
+    """The first connection that succeeds, each address with a head start on the next (RFC 8305).
+
+    One greenlet waits for all of them, so a time limit leaves nothing behind.
+    """
+    waiting = list(addresses)
+    pending: dict[int, socket.socket] = {}
+    failures: list[OSError] = []
+    try:
+        while waiting or pending:
+            if waiting:
+                _begin(waiting.pop(0), pending, failures)
+            if pending and (winner := _finished(pending, failures, bool(waiting))):
+                winner.setblocking(True)
+                return winner
+    finally:
+        for loser in pending.values():
+            loser.close()
+    # IPv6 without a route is the rule on many hosts, and no explanation if IPv4 failed otherwise.
+    worst = min(failures, key=lambda error: failure_code(error) == "unreachable")
+    raise connect_error(place, worst) from worst
+
+
+def _begin(
+    target: SocketAddress, pending: dict[int, socket.socket], failures: list[OSError]
+) -> None:
+    try:
+        sock = socket.socket(target.family, socket.SOCK_STREAM)
+    except OSError as error:
+        failures.append(error)
+        return
+    pending[sock.fileno()] = sock
+    for option in _OPTIONS:
+        sock.setsockopt(*option)
+    sock.setblocking(False)
+    code = sock.connect_ex(target.address)
+    if code not in (0, errno.EINPROGRESS):
+        _fail(sock.fileno(), code, pending, failures)
+
+
+def _finished(
+    pending: dict[int, socket.socket], failures: list[OSError], more: bool
+) -> socket.socket | None:
+    """A connected socket, or None after failures or the head start. Blocks."""
+    poll = select.poll()  # not select(): it cannot take descriptors beyond 1023
+    for number in pending:
+        poll.register(number, POLLOUT)
+    for number, _ in poll.poll(HEAD_START_S * 1000 if more else None):
+        sock = pending[number]
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code and _meets_itself(sock):
+            code = errno.ECONNREFUSED
+        if not code:
+            return pending.pop(number)
+        _fail(number, code, pending, failures)
+    return None
+
+
+def _meets_itself(sock: socket.socket) -> bool:
+    """Whether the system picked as our own port the one we connect to, where nobody listens.
+
+    It happens on loopback, to whoever dials long enough a service that is down, and then keeps the
+    service from binding its port.
+    """
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # gone already; the first read will say so
+        return False
+
+
+def _fail(
+    number: int, code: int, pending: dict[int, socket.socket], failures: list[OSError]
+) -> None:
+    pending.pop(number).close()
+    failures.append(OSError(code, os.strerror(code)))

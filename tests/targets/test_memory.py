@@ -1,0 +1,129 @@
+"""The pair in memory: the contract, and its likeness to sockets."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+from gevent import Greenlet
+from gevent.socket import SHUT_RD, SHUT_RDWR, SHUT_WR
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexusg.targets.memory import LIMIT_BYTES, MemorySocket, memory_pair
+from tests.targets.conformance import TargetContract, turns
+
+
+class TestMemory(TargetContract):
+    def connect(self) -> tuple[MemorySocket, MemorySocket]:
+        return memory_pair()
+
+
+def test_it_looks_like_a_socket() -> None:
+    one, two = memory_pair()
+    assert (one.fileno(), one.getpeername(), one.gettimeout()) == (-1, "memory", None)
+    one.sendall(b"hello")
+    buffer = bytearray(4)
+    assert (two.recv_into(buffer), buffer) == (4, b"hell")
+    assert (two.recv_into(buffer, 2), buffer) == (1, b"oell")
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+def test_a_direction_holds_no_more_than_its_limit(limit: int) -> None:
+    one, two = memory_pair(limit)
+    assert one.try_send(bytes(1000)) == limit
+    assert one.try_send(b"x") == 0
+    assert two.recv(1) == b"\0"
+    assert one.try_send(b"xy") == 1
+    assert two.try_send(bytes(1000)) == limit, "the other direction has its own"
+
+
+def test_the_default_limit() -> None:
+    assert memory_pair()[0].try_send(bytes(2 * LIMIT_BYTES)) == LIMIT_BYTES
+
+
+def test_a_limit_below_one_byte_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one byte"):
+        memory_pair(0)
+
+
+def test_a_timeout_of_zero_never_waits() -> None:
+    one, _ = memory_pair(10)
+    one.setblocking(False)
+    with pytest.raises(BlockingIOError) as caught:
+        one.recv(1)
+    assert caught.value.errno == errno.EAGAIN
+    assert one.send(bytes(20)) == 10
+    with pytest.raises(BlockingIOError):
+        one.send(b"x")
+    one.setblocking(True)
+    assert one.gettimeout() is None
+
+
+def test_a_timeout_ends_a_wait() -> None:
+    one, _ = memory_pair(1)
+    one.settimeout(0.001)
+    with pytest.raises(TimeoutError):
+        one.recv(1)
+    with pytest.raises(TimeoutError):
+        one.sendall(b"xy")
+
+
+@pytest.mark.parametrize(
+    ("how", "writes", "reads"),
+    [(SHUT_WR, False, True), (SHUT_RD, True, False), (SHUT_RDWR, False, False)],
+)
+def test_shutdown(how: int, writes: bool, reads: bool) -> None:
+    one, two = memory_pair()
+    one.shutdown(how)
+    for sender, receiver, works in ((one, two, writes), (two, one, reads)):
+        if works:
+            sender.sendall(b"x")
+            assert receiver.recv(9) == b"x"
+        else:
+            with pytest.raises(BrokenPipeError):
+                sender.sendall(b"x")
+            assert receiver.recv(9) == b""
+
+
+def test_what_a_closed_end_has_not_read_is_lost() -> None:
+    one, two = memory_pair()
+    one.sendall(b"lost")
+    two.sendall(b"kept")
+    two.close()
+    with pytest.raises(BrokenPipeError):
+        one.send(b"x")
+    assert one.recv(9) == b"kept"
+    assert one.recv(9) == b""
+
+
+def test_a_waiting_sender_learns_that_the_other_end_closed() -> None:
+    one, two = memory_pair()
+    sending = Greenlet.spawn(pytest.raises, BrokenPipeError, one.sendall, bytes(LIMIT_BYTES + 1))
+    turns()
+    two.close()
+    sending.get()
+
+
+operations = st.lists(st.tuples(st.sampled_from(["put", "take"]), st.integers(0, 12)), max_size=60)
+
+
+@given(operations, st.integers(1, 10))
+def test_bytes_come_out_as_they_went_in(steps: list[tuple[str, int]], limit: int) -> None:
+    one, two = memory_pair(limit)
+    counter, sent, received = 0, b"", b""
+    for step, count in steps:
+        if step == "put":
+            data = bytes((counter + i) % 256 for i in range(count))
+            taken = one.try_send(data)
+            assert taken == min(count, limit - (len(sent) - len(received)))
+            sent += data[:taken]
+            counter += taken
+        else:
+            data_read: Any = two.try_read(count + 1)
+            assert data_read is None or data_read
+            received += data_read or b""
+        assert sent.startswith(received)
+        assert one._outbound.readable.is_set() == (len(sent) > len(received))
+        assert one._outbound.writable.is_set() == (len(sent) - len(received) < limit)
