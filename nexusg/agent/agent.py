@@ -6,7 +6,6 @@ a patched and in an unpatched process, beside other agents, and when it is start
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import traceback
@@ -35,8 +34,7 @@ from nexusg.agent.supervisor import Supervisor
 from nexusg.agent.tasks import Tasks
 from nexusg.attest.base import as_provider
 from nexusg.attest.select import provider_for
-from nexusg.config.validate import validate
-from nexusg.errors import ConfigError
+from nexusg.config.validate import require_valid
 from nexusg.protocol.messages import Reason
 from nexusg.version import __version__
 
@@ -70,9 +68,9 @@ class Agent:
         token_provider: TokenProvider | Callable[[TokenRequest], Token | str] | None = None,
         on_event: EventHandler | None = None,
     ) -> None:
-        problems = validate(_attested(config) if token_provider is not None else config)
-        if problems:
-            raise ConfigError(problems)
+        require_valid(
+            config, attested=token_provider is not None, mapped=connect_handler is not None
+        )
         self.config = config
         self.outcome = ""  #: "stopped", "refused" or "failed" once it has ended
         self._handlers: list[ConnectHandler] = []
@@ -274,15 +272,6 @@ class Agent:
         for pump in list(self._context.pumps):
             pump.finish(Reason.SESSION_ENDED, "session", "this process is a fork")
         self._ended.set()
-
-
-def _attested(config: Config) -> Config:
-    """``config`` as if every backend had its own attestation, which the program's replaces."""
-    backends = []
-    for backend in config.backends:
-        attestation = dataclasses.replace(backend.attestation, command="the program's provider")
-        backends.append(dataclasses.replace(backend, attestation=attestation))
-    return dataclasses.replace(config, backends=tuple(backends))
 
 
 _AGENTS: weakref.WeakSet[Any] = weakref.WeakSet()

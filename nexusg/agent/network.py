@@ -1,21 +1,21 @@
-"""Tells when the network has changed, from the kernel's routing messages (rtnetlink(7), Linux).
+"""Tells when the network has changed, where the system has netlink sockets (Linux).
 
-Reading the messages is pure and takes any bytes. Only what can make a relay reachable, or a
-connection useless, is a change: an interface that comes up, an address, a default route.
+What counts as a change is read in `netlink.py`. What to do about it is not known here.
 """
 
 from __future__ import annotations
 
 import errno
-import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import socket
 
+from nexusg.agent.netlink import GROUPS, Notice, parse
+
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from nexusg.agent.tasks import Task, Tasks
 
@@ -30,52 +30,6 @@ MAX_DATAGRAMS = 64
 MAX_KNOWN = 4096
 # A log line names so many.
 MAX_NAMED = 3
-
-# linux/rtnetlink.h, linux/netlink.h, linux/if.h, linux/if_addr.h
-_LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV6_ADDRESS, _IPV6_ROUTE = 0x1, 0x10, 0x40, 0x100, 0x400
-GROUPS = _LINK | _IPV4_ADDRESS | _IPV4_ROUTE | _IPV6_ADDRESS | _IPV6_ROUTE
-NEW_LINK, DEL_LINK, NEW_ADDRESS, DEL_ADDRESS, NEW_ROUTE, DEL_ROUTE = 16, 17, 20, 21, 24, 25
-
-_HEADER = struct.Struct("=IHHII")  # length with this header, type, flags, sequence, port
-_LINK_BODY = struct.Struct("=BxHiII")  # family, device type, index, flags, which of them changed
-_ADDRESS_BODY = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
-_ROUTE_BODY = struct.Struct(
-    "=BBBBBBBBI"
-)  # family, lengths, tos, table, protocol, scope, type, flags
-_ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
-
-_UP, _LOOPBACK, _RUNNING = 0x1, 0x8, 0x40
-_LOOPBACK_INDEX = 1  # in every network namespace
-_SCOPE_LINK = 253  # from there on up, an address is of no use beyond the link
-_TENTATIVE = 0x40  # an IPv6 address that is still being checked for duplicates
-_ADDRESS, _LOCAL = 1, 2  # attributes of an address: IPv6 has the first, IPv4 both
-_OUT_INTERFACE, _GATEWAY = 4, 5  # attributes of a route
-_UNICAST = 1
-
-
-class Notice(NamedTuple):
-    """One message that matters: ``what`` is there, or is not there any more."""
-
-    kind: str  #: ``link``, ``address`` or ``default route``
-    what: tuple[Any, ...]  #: the same for the same thing
-    there: bool
-    index: int  #: of the interface, 0 if the message names none
-
-
-def parse(data: bytes) -> Iterator[Notice]:
-    """The notices in one datagram. Takes any bytes: what it cannot read, it passes over."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size or offset + length > len(data):
-            return
-        body = data[offset + _HEADER.size : offset + length]
-        offset += _aligned(length)
-        layout, read = _READERS.get(kind, _NOBODY)
-        if len(body) >= layout.size:
-            notice = read(kind, body)
-            if notice is not None:
-                yield notice
 
 
 class NetworkWatcher:
@@ -95,19 +49,19 @@ class NetworkWatcher:
         self._tasks = tasks
         self._sleep = sleep
         self._known: set[tuple[Any, ...]] = set()
-        self._socket: socket.socket | None = None
         self._task: Task | None = None
 
     def start(self) -> bool:
         """Watch from now on; return whether that works here. If not, ``note`` says why."""
         try:
-            sock = self._socket = _open()
+            sock = _open()
         except OSError as error:
             self.note = f"network changes are not watched: {error.strerror or error}"
             return False
         self.note = ""
         self._known.clear()
         self._task = self._tasks.spawn("network", self._watch, sock)
+        self._task.rawlink(lambda _: sock.close())  # however it ends, even before it begins
         return True
 
     def stop(self) -> None:
@@ -115,9 +69,6 @@ class NetworkWatcher:
         if self._task is not None:
             self._task.kill(block=False)
             self._task = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
 
     def _watch(self, sock: socket.socket) -> None:
         while True:
@@ -148,9 +99,14 @@ class NetworkWatcher:
 
     def _is_news(self, notice: Notice) -> bool:
         """Whether it is a change. The kernel also repeats itself: Wi-Fi scans, renewed leases."""
+        if not notice.there and notice.kind == "link":
+            # The addresses and routes it had come again with it; not all of them are taken back.
+            gone = notice.interface
+            self._known = {what for what in self._known if what[1] != gone}
+            return False
         if not notice.there:
             self._known.discard(notice.what)
-            return notice.kind != "link"  # what went with it says so itself
+            return True
         if notice.what in self._known:
             return False
         if len(self._known) >= MAX_KNOWN:
@@ -173,71 +129,10 @@ def _open() -> socket.socket:
     return sock
 
 
-def _link(kind: int, body: bytes) -> Notice | None:
-    _, _, index, flags, _ = _LINK_BODY.unpack_from(body)
-    if flags & _LOOPBACK:
-        return None
-    there = kind == NEW_LINK and flags & (_UP | _RUNNING) == _UP | _RUNNING
-    return Notice("link", ("link", index), there, index)
-
-
-def _address(kind: int, body: bytes) -> Notice | None:
-    family, prefix, flags, scope, index = _ADDRESS_BODY.unpack_from(body)
-    there = kind == NEW_ADDRESS
-    if index == _LOOPBACK_INDEX or scope >= _SCOPE_LINK or (there and flags & _TENTATIVE):
-        return None
-    found = _attributes(body[_ADDRESS_BODY.size :])
-    address = found.get(_LOCAL) or found.get(_ADDRESS)
-    return Notice("address", ("address", index, family, prefix, address), there, index)
-
-
-def _route(kind: int, body: bytes) -> Notice | None:
-    family, length, _, _, table, _, _, sort, _ = _ROUTE_BODY.unpack_from(body)
-    if length or sort != _UNICAST:
-        return None
-    found = _attributes(body[_ROUTE_BODY.size :])
-    index = int.from_bytes(found.get(_OUT_INTERFACE, b"")[:4], "little")
-    what = ("route", family, table, found.get(_OUT_INTERFACE), found.get(_GATEWAY))
-    return Notice("default route", what, kind == NEW_ROUTE, index)
-
-
-def _nothing(kind: int, body: bytes) -> None:
-    """Not a message that matters."""
-
-
-_Reader = tuple[struct.Struct, "Callable[[int, bytes], Notice | None]"]
-_NOBODY: _Reader = (_HEADER, _nothing)
-_READERS: dict[int, _Reader] = {
-    NEW_LINK: (_LINK_BODY, _link),
-    DEL_LINK: (_LINK_BODY, _link),
-    NEW_ADDRESS: (_ADDRESS_BODY, _address),
-    DEL_ADDRESS: (_ADDRESS_BODY, _address),
-    NEW_ROUTE: (_ROUTE_BODY, _route),
-    DEL_ROUTE: (_ROUTE_BODY, _route),
-}
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    """What follows the body of a message, as far as it can be read."""
-    found = {}
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size or offset + length > len(data):
-            break
-        found[kind] = data[offset + _ATTRIBUTE.size : offset + length]
-        offset += _aligned(length)
-    return found
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
-
-
 def _words(notice: Notice) -> str:
     """``eth0: address added``."""
     change = "up" if notice.kind == "link" else f"{notice.kind} {_VERBS[notice.there]}"
-    return f"{_interface(notice.index)}{change}"
+    return f"{_interface(notice.interface)}{change}"
 
 
 _VERBS = {True: "added", False: "removed"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +83,7 @@ class Demo:
         self._step("agent", f"has connected the two ({self._watch.how})")
         try:
             self._try(http_port, tls_port, relay.ca_file)
-        except (OSError, http.client.HTTPException, _Unexpected) as error:
+        except (*demo_client.FAILURES, _Unexpected) as error:
             self._step("request", f"failed: {error}")
             return False
         self._invite(http_port, tls_port, relay.ca_file)
@@ -107,9 +106,10 @@ class Demo:
         return self._folder / CERTIFICATE_FILE
 
     def _try(self, http_port: int, tls_port: int, ca_file: Path) -> None:
-        """One request of each kind. Blocks. Raises OSError, HTTPException, _Unexpected."""
+        """One request of each kind. Blocks. Raises FAILURES, _Unexpected."""
         reply = demo_client.fetch(HOSTNAME, http_port)
         self._step("HTTP", f"http://{HOSTNAME}:{http_port}/ says {_summary(reply)}")
+        self._more("some 50 ms of it is the relay's habit of gathering what users send")
         heard = demo_client.echo(HOSTNAME, http_port, "hello")
         if heard != "hello":
             raise _Unexpected(f"the echo of 'hello' was {heard!r}")

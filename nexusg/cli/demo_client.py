@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 
+#: What `fetch` and `echo` raise when there is no answer, or none that makes sense.
+FAILURES = (OSError, http.client.HTTPException, websocket.WebSocketException)
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -29,9 +32,9 @@ class Reply:
 
 
 def fetch(host: str, port: int, ca_file: Path | None = None) -> Reply:
-    """GET / of ``host`` at a public port of this machine, with ``ca_file`` by TLS. Blocks.
+    """GET / of ``host`` at a public port of this machine, with ``ca_file`` by TLS.
 
-    Raises OSError, or HTTPException when the answer is not HTTP.
+    Blocks. Raises FAILURES.
     """
     started = time.monotonic()
     connection = http.client.HTTPConnection(host, port)
@@ -46,10 +49,7 @@ def fetch(host: str, port: int, ca_file: Path | None = None) -> Reply:
 
 
 def echo(host: str, port: int, text: str) -> str:
-    """What the WebSocket at /ws of ``host`` answers to ``text``. Blocks.
-
-    Raises OSError, or WebSocketException when it is none.
-    """
+    """What the WebSocket at /ws of ``host`` answers to ``text``. Blocks. Raises FAILURES."""
     client: Any = websocket.WebSocket()
     with _connected(host, port, None) as sock:
         client.connect(f"ws://{host}:{port}/ws", socket=sock)
@@ -60,6 +60,7 @@ def echo(host: str, port: int, text: str) -> str:
 
 def _connected(host: str, port: int, ca_file: Path | None) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # it is timed
     if ca_file is None:
         return sock
     context = SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -58,8 +58,8 @@ def _json() -> list[Processor]:
 
 def _console(colors: bool) -> list[Processor]:
     text = ConsoleRenderer(
+        0,  # no padding behind the event; structlog 25 has renamed the parameter
         colors=colors,
-        pad_event_to=0,
         sort_keys=False,
         exception_formatter=plain_traceback,  # the default shows local variables
     )

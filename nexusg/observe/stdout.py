@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STDOUT = 1
 
-FLUSH_S = 2.0  # how long the end of the process waits for whoever reads its log
+FLUSH_S = 1.0  # how long the end of the process waits for whoever reads its log
 
 
 class StdoutLog(LogObserver):
@@ -37,17 +37,21 @@ class StdoutLog(LogObserver):
             colors=terminal and not os.environ.get("NO_COLOR"),  # no-color.org
         )
         self._writer = LineWriter(fd, dropped_line=self._dropped)
-        self._handler = _Handler(self)
+        self._handler: _Handler | None = None
 
     def adopt_logging(self) -> None:
         """Take the records of all other loggers, at WARNING and above, and Python's warnings."""
+        self._handler = _Handler(self)
         logging.getLogger().addHandler(self._handler)
         logging.captureWarnings(True)
 
     def close(self, timeout_s: float = FLUSH_S) -> bool:
         """Undo `adopt_logging` and write what waits. Return whether all was written. Blocks."""
-        logging.captureWarnings(False)
-        logging.getLogger().removeHandler(self._handler)
+        if self._handler is not None:
+            logging.captureWarnings(False)
+            logging.getLogger().removeHandler(self._handler)
+            # Ends here and not with the process: logging then takes a lock that gevent has undone.
+            self._handler = None
         return self._writer.close(timeout_s)
 
     def _write(self, level: str, name: str, at: float, fields: Fields) -> None:

@@ -145,7 +145,7 @@ class Health:
             if not stream.pingable or stream.activity != stream.idle_mark:
                 stream.outstanding_pings = 0
                 del self._asked[stream]
-            elif heard_at <= asked_at:
+            elif heard_at < asked_at:
                 self._wait(stream, now)
             elif stream.outstanding_pings < PINGS_BEFORE_VERDICT:
                 again.append(stream)

@@ -287,10 +287,7 @@ class AgentSession:
         """After our close frame only the relay's matters (RFC 6455 section 5.5.1)."""
         for opcode, payload in self.wire.parser.receive(count):
             if opcode == CLOSE and not self.wire.close_received:
-                closed = self.wire.receive_control(opcode, payload)
-                self._handshake.step(SessionInput.RECV_CLOSE)
-                if closed is not None:
-                    self._events.append(Closed(*closed))
+                self._receive_other(opcode, payload)
         return self._take_events()
 
     def _unusual_data(self, client_id: bytes, stream: Stream | None) -> None:
@@ -369,20 +366,18 @@ class AgentSession:
         stream = Stream(self, message, self._forward_window, self._now)
         self._settling[stream.id] = stream
         if self.state is SessionState.DRAINING:
-            stream.refuse(Reason.SHUTDOWN)
+            stream.abort(Reason.SHUTDOWN)  # which is held back until it is settled
             return
         self.streams[stream.id] = stream
         stream.listener = self._open_stream(stream)
 
     def _disconnect(self, client_id: bytes, stream: Stream | None) -> None:
-        settling = self._settling.pop(client_id, None)
+        self._settling.pop(client_id, None)
         if stream is not None:
             del self.streams[client_id]
             self._health.forget(stream)
             self._tombstones.add(client_id, self._now)
             stream.ended(Cause.USER)
-        elif settling is not None:
-            self._tombstones.add(client_id, self._now)
 
     def _settle(self, stream: Stream) -> None:
         self._settling.pop(stream.id, None)

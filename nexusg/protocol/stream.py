@@ -252,10 +252,6 @@ class Stream:
                 self._grant_due()
             self.listener.on_credit()
 
-    def refuse(self, reason: Reason) -> None:
-        """Never open this stream; the disconnect follows when it is settled."""
-        self.abort(reason)
-
     def granted(self, credits: int) -> None:
         """The relay's resume_stream."""
         self.relay_pause_until = 0.0

@@ -144,8 +144,7 @@ class Link:
         session = self.session
         while not (self._finishing and not session.pending):
             wait_s = min(session.next_deadline() - time.monotonic(), MAX_WAIT_S)
-            if wait_s > 0:
-                self._wake.wait(wait_s)
+            self._wake.wait(max(wait_s, 0.0))
             self._wake.clear()
             now = time.monotonic()
             if session.next_deadline() <= now:

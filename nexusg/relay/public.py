@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nexusg.config.hostnames import normalize
 from nexusg.protocol.credit import WINDOW
-from nexusg.protocol.messages import Control, Event
+from nexusg.protocol.messages import Control, Event, format_id
 from nexusg.relay.sniff import Sniffer, TooLong, Verdict
 from nexusg.relay.sockets import Listener
 from nexusg.relay.user import User
@@ -60,6 +60,8 @@ class PublicPort:
             credits=WINDOW,
         )
         half_close = verdict.is_tls and bool(host)
+        stream = format_id(connect.client_id)
+        self._shared.log("user.connected", user=peer, name=name, stream=stream, agent=link.peer)
         User(self._shared, link, sock, half_close=half_close).run(connect, bytes(sniffer.prelude))
 
     def _sniff(self, sock: socket.socket, sniffer: Sniffer) -> Verdict | None:

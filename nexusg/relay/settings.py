@@ -60,6 +60,8 @@ class RelayConfig:
     certificates: Path = CERTIFICATE_FOLDER  #: made there when missing or old
     context: ssl.SSLContext | None = None  #: used instead of ``certificates``
     idle_timeout_s: float = 0.0  #: of users, 0 is none (section 6.7)
+    #: The kernel's send buffer for users. A small one makes what a slow user loses predictable.
+    user_buffer_bytes: int | None = None
     sniff_timeout_s: float = SNIFF_TIMEOUT_S  #: for users that wait for the server's first word
     allowed_tcp_ports: tuple[int, ...] | None = None  #: for claims; None: ``public_ports``
     allowed_udp_ports: tuple[int, ...] = ()
@@ -67,5 +69,6 @@ class RelayConfig:
     allowed_outbound_ports: tuple[int, ...] = ()  #: empty: any
     lanes: int | None = None  #: 256 bounds the queues to an agent as the real relay does (4.4)
     habits: Habits = Habits()
-    jitter: Callable[[float], float] = _jitter  #: of re-attestation: a time up to the one given
+    #: Added to the interval of re-attestations, made from a fifth of it (section 3.1).
+    jitter: Callable[[float], float] = _jitter
     on_log: Callable[[str, Mapping[str, object]], None] | None = None  #: instead of logging

@@ -38,8 +38,10 @@ class Shared:
         if self.config.on_log is not None:
             self.config.on_log(event, fields)
             return
-        text = "".join(f" {name}={value}" for name, value in fields.items())
-        _LOG.log(_LEVELS.get(event, logging.INFO), "%s%s", event, text)
+        level = _LEVELS.get(event, logging.INFO)
+        if _LOG.isEnabledFor(level):
+            text = "".join(f" {name}={value}" for name, value in fields.items())
+            _LOG.log(level, "%s%s", event, text)
 
     def _failed(self, name: str, error: BaseException) -> None:
         self.log("relay.task_failed", task=name, error=f"{type(error).__name__}: {error}")

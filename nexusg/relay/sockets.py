@@ -81,6 +81,7 @@ class Listener:
 
     def _run(self, sock: socket.socket, address: Any) -> None:
         try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._serve(sock, peer_name(address))
         finally:
             self._open.discard(sock)

@@ -13,6 +13,7 @@ import gevent
 from gevent import socket
 from gevent.event import Event
 
+from nexusg.protocol.messages import format_id
 from nexusg.relay.sockets import linger
 
 
@@ -70,6 +71,8 @@ class User:
         self._backlog: collections.deque[memoryview] = collections.deque()
         self._written_bytes = 0
         sock.setblocking(False)
+        if (size := shared.config.user_buffer_bytes) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         self._readable = gevent.get_hub().loop.io(sock.fileno(), _READ)
 
     def run(self, connect: Control, prelude: bytes) -> None:
@@ -216,6 +219,7 @@ class User:
         except _Stop:  # it was under way already
             self._end_drain()
         self._readable.close()
+        self._shared.log("user.gone", stream=format_id(self._stream.id), agent=self._link.peer)
 
     def _end_drain(self) -> None:
         if self._drain_task is not None:

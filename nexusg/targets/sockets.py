@@ -77,7 +77,7 @@ class SocketTarget:
     def wait_readable(self) -> None:
         """Return when `try_read` may have something. Blocks. Raises OSError."""
         if self._readable is None:
-            self._readable = get_hub().loop.io(self._sock.fileno(), _READ)
+            self._readable = _watcher(self._sock, _READ)
         get_hub().wait(self._readable)
 
     def unsent_bytes(self) -> int:
@@ -109,7 +109,7 @@ class SocketTarget:
 
     def _wait_writable(self) -> None:
         if self._writable is None:
-            self._writable = get_hub().loop.io(self._sock.fileno(), _WRITE)
+            self._writable = _watcher(self._sock, _WRITE)
         get_hub().wait(self._writable)
 
 
@@ -187,6 +187,13 @@ class TlsSocketTarget(SocketTarget):
         except (OSError, ValueError):  # it is full, closed, or no longer TLS
             pass
         super().close()
+
+
+def _watcher(sock: Any, events: int) -> _IoWatcher:
+    number = sock.fileno()
+    if number < 0:  # somebody else has closed it
+        raise _closed()
+    return get_hub().loop.io(number, events)
 
 
 def _closed() -> OSError:

@@ -1,8 +1,8 @@
 """TLS towards a peer whose certificate is always checked. It knows no WebSockets and no settings.
 
 Trust is the system's, as OpenSSL finds it: SSL_CERT_FILE and SSL_CERT_DIR replace the default file
-and folder, as they do for Go programs; but a folder's files need the names that ``openssl rehash``
-gives them. ``ca_file`` takes the place of all that, so that a private authority can be the only one.
+and folder, as they do for Go programs, but the files of a folder need the names that ``openssl
+rehash`` gives them. ``ca_file`` replaces all that, so that a private authority can be the only one.
 """
 
 from __future__ import annotations

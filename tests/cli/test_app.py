@@ -14,6 +14,7 @@ from nexusg.version import __version__
 
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from tests.cli.conftest import Done
@@ -64,8 +65,13 @@ def test_shared_options_stand_before_or_behind_the_command(
 def test_the_default_command_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from nexusg.cli import run
 
-    given = []
-    monkeypatch.setattr(run, "execute", lambda options: given.append(options) or 0)
+    given: list[argparse.Namespace] = []
+
+    def execute(options: argparse.Namespace) -> int:
+        given.append(options)
+        return 0
+
+    monkeypatch.setattr(run, "execute", execute)
     assert app.main(["-config", "x", "--log-level", "debug"]) == 0
     assert app.main(["run", "--config", "x", "--log-level", "debug"]) == 0
     monkeypatch.setattr(sys, "argv", ["nexusg"])

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from gevent.server import StreamServer
 
-from nexusg.cli.demo_client import echo, fetch
+from nexusg.cli.demo_client import FAILURES, echo, fetch
 from nexusg.cli.demo_service import DemoService
 from nexusg.cli.example import HOSTNAME
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -50,14 +50,12 @@ def test_the_echo(service: DemoService) -> None:
     assert echo(HOSTNAME, port(service.http), "hello ☃") == "hello ☃"
 
 
-def test_an_answer_that_is_not_http() -> None:
-    def nonsense(sock: object, _address: object) -> None:
-        sock.sendall(b"220 mail.test\r\n")  # type: ignore[attr-defined]
-
-    server = StreamServer(("127.0.0.1", 0), nonsense)
+@pytest.mark.parametrize("ask", [fetch, partial(echo, text="hello")])
+def test_an_answer_that_is_not_http(ask: Callable[[str, int], object]) -> None:
+    server = StreamServer(("127.0.0.1", 0), lambda sock, _: sock.sendall(b"220 mail.test\r\n"))
     server.start()
     try:
-        with pytest.raises(http.client.BadStatusLine):
-            fetch(HOSTNAME, server.server_port)
+        with pytest.raises(FAILURES):
+            ask(HOSTNAME, server.server_port or 0)
     finally:
         server.stop()

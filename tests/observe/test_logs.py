@@ -63,8 +63,8 @@ class Lines(list[Any]):
 
 def example(kind: type[LifecycleEvent]) -> LifecycleEvent:
     """An event with something in every field."""
-    samples = {"str": "x", "int": 3, "float": 0.5, "bool": True, "float | None": 0.5}
-    samples["tuple[str, ...]"] = ("a",)  # type: ignore[assignment]
+    samples: dict[str, Any] = {"str": "x", "int": 3, "float": 0.5, "bool": True}
+    samples |= {"float | None": 0.5, "tuple[str, ...]": ("a",)}
     fields = {f.name: samples[str(f.type)] for f in dataclasses.fields(kind) if f.name != "at"}
     return kind(**fields)
 

@@ -60,9 +60,9 @@ def test_json_is_readable_utf8_and_survives_what_is_not() -> None:
 
 
 def test_a_console_line_is_text() -> None:
-    assert console(backend="web", error="refused by peer", took_s=0.25) == (
+    assert console(backend="web", code="refused", took_s=0.25) == (
         "2023-11-14T22:13:20.123Z [info     ] session.connected "
-        "backend=web error='refused by peer' took_s=0.25\n"
+        "backend=web code=refused took_s=0.25\n"
     )
 
 

@@ -78,6 +78,11 @@ def still(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> LineWriter:
         return LineWriter(pipe.writer, capacity_bytes=4 * len(LINE), dropped_line=dropped_line)
 
 
+def tick(times: int) -> None:
+    for _ in range(times):
+        gevent.sleep(MS)
+
+
 def step(writer: LineWriter, times: int = 1) -> bool:
     return [writer._step() for _ in range(times)][-1]
 
@@ -94,7 +99,7 @@ def test_lines_arrive_in_order(pipe: Pipe, writer: LineWriter) -> None:
 def test_a_full_pipe_does_not_stop_the_hub(pipe: Pipe, writer: LineWriter) -> None:
     """The heart of it: 160 kB for a pipe that nobody reads, while greenlets go on."""
     os.write(pipe.writer, b"-" * 4095 + b"\n")
-    ticks = gevent.Greenlet.spawn(lambda: [gevent.sleep(MS) for _ in range(10)])
+    ticks = gevent.Greenlet.spawn(tick, 10)
     started = time.monotonic()
     for _ in range(10_000):
         writer.write(LINE)
@@ -107,7 +112,7 @@ def test_a_full_pipe_does_not_stop_the_hub(pipe: Pipe, writer: LineWriter) -> No
     reader = gevent.Greenlet.spawn(pipe.read_all, b"dropped 9488\n")
     assert writer.flush(2.0)
     reader.join(timeout=2.0)
-    assert reader.value.splitlines()[1:-1] == [LINE.strip()] * 512
+    assert reader.get().splitlines()[1:-1] == [LINE.strip()] * 512
     writer.write(LINE)
     assert writer.flush(1.0)
     assert os.read(pipe.reader, 65536) == LINE, "lines are taken again"

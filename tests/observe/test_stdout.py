@@ -130,6 +130,7 @@ def test_a_record_that_does_not_fit_its_format_is_still_a_line(output: Output) -
     log = output.start()
     # Not through a logger: pytest's own handler would fail on it.
     record = logging.LogRecord("lib", logging.WARNING, "", 1, "%d of %d", ("hunter2",), None)
+    assert log._handler is not None
     log._handler.emit(record)
     [line] = output.lines
     assert (line["logger"], line["message"]) == ("lib", "%d of %d")

@@ -221,7 +221,7 @@ def test_no_verdict_while_the_session_itself_is_silent() -> None:
     checks.run(61)
     checks.run(100, silent=True)
     assert checks.lost == []
-    assert len(checks.pings) == 1, "and no further question"
+    assert len(checks.pings) == 2, "and no question after question"
     checks.run(20)
     assert len(checks.lost) == 1
 

@@ -260,8 +260,9 @@ def test_malformed_never_quotes_the_message() -> None:
 
 
 @pytest.mark.parametrize("kind", [HANDSHAKE_CHALLENGE, REAUTH_CHALLENGE])
-def test_challenges(kind: str) -> None:
-    challenge = Challenge(kind, "n" * 43)
+@pytest.mark.parametrize("nonce", ["n" * 43, 'quote" back\\slash é'])
+def test_challenges(kind: str, nonce: str) -> None:
+    challenge = Challenge(kind, nonce)
     assert decode_challenge(encode_challenge(challenge).encode()) == challenge
     assert decode_challenge(memoryview(encode_challenge(challenge).encode())) == challenge
 
@@ -280,7 +281,6 @@ def test_challenges(kind: str) -> None:
         {"type": 1, "nonce": "abc"},
         {"type": REAUTH_CHALLENGE, "nonce": "a\0b"},
         {"type": REAUTH_CHALLENGE, "nonce": "a\nb"},
-        {"type": REAUTH_CHALLENGE, "nonce": "né"},
         {"type": REAUTH_CHALLENGE, "nonce": "\ud800"},
     ],
 )

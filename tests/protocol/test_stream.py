@@ -177,6 +177,7 @@ def test_a_stream_without_a_shell() -> None:
     script << grant()
     stream.listener.on_data(b"x")
     stream.ended(Cause.SESSION)
+    stream.settle()
     script.nothing()
     assert stream.state is S.CLOSED
 

@@ -16,6 +16,7 @@ def test_the_log_goes_to_logging(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "nexusg.relay"):
         shared.log("relay.started", url="ws://x")
         shared.log("agent.gone")
+    shared.log("agent.gone")  # not wanted at this level
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "relay.started url=ws://x"),
         ("INFO", "agent.gone"),

@@ -52,6 +52,7 @@ def make_token(secret: str = SECRET, **claims: Any) -> str:
 def dial(relay: DevRelay) -> Any:
     """A TCP or TLS connection to the relay's hub."""
     sock = socket.create_connection((relay.config.hub[0], relay.hub_port), AMPLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if relay.config.tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(relay.ca_file)
@@ -120,6 +121,11 @@ class RawAgent:
             while not condition():
                 self.changed.clear()
                 self.changed.wait()
+
+    def quiet(self, seconds: float) -> bool:
+        """Whether nothing at all arrives for so long."""
+        self.changed.clear()
+        return not self.changed.wait(seconds)
 
     def wait_accepted(self) -> RawAgent:
         """Wait for the acceptance."""
@@ -191,6 +197,15 @@ def http_get(host: str = HOST) -> bytes:
 def user(relay: DevRelay, first: bytes = b"") -> Any:
     """A user's connection to the relay's first public port, ``first`` already sent."""
     sock = socket.create_connection(("127.0.0.1", relay.public_ports[0]), AMPLE_S)
+    sock.sendall(first)
+    return sock
+
+
+def slow_user(relay: DevRelay, first: bytes) -> Any:
+    """A user whose kernel keeps little; give the relay few ``user_buffer_bytes`` as well."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", relay.public_ports[0]))
     sock.sendall(first)
     return sock
 

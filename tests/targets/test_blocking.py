@@ -71,14 +71,16 @@ def test_what_was_received_stays_for_the_next_read() -> None:
     assert target.try_read(100) is None
     target.wait_readable()
     target.wait_readable()
-    assert [target.try_read(3), target.try_read(100), target.try_read(100)] == [b"hel", b"lo", None]
+    found: list[Any] = [target.try_read(limit) for limit in (3, 100, 100)]
+    assert found == [b"hel", b"lo", None]
     target.close()
 
 
 def test_the_end_of_file_is_kept() -> None:
     target = BlockingTarget(Odd(b""), "x")
     target.wait_readable()
-    assert [target.try_read(100), target.try_read(100)] == [b"", b""]
+    found: list[Any] = [target.try_read(100), target.try_read(100)]
+    assert found == [b"", b""]
     target.close()
 
 
@@ -128,7 +130,7 @@ def test_without_shutdown_nothing_is_half_closed() -> None:
 
 def test_close_releases_whoever_the_object_leaves_waiting() -> None:
     target = BlockingTarget(Odd(Event), "x")
-    waiting = [
+    waiting: list[Any] = [
         Greenlet.spawn(pytest.raises, OSError, read, target),
         Greenlet.spawn(pytest.raises, OSError, target.send, b"x"),
     ]

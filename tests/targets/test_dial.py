@@ -112,7 +112,7 @@ def test_no_such_unix_socket(tmp_path: Path) -> None:
 
 def test_no_such_name() -> None:
     """A label that is too long fails in the resolver without asking a name server."""
-    with pytest.raises(TargetError, match="^target x+") as caught:
+    with pytest.raises(TargetError, match=r"^target x+") as caught:
         dial(f"{'x' * 64}.invalid:80", BUFFER)
     assert caught.value.code == "dns"
 
@@ -137,7 +137,7 @@ def test_an_interrupted_dial_leaves_no_socket(tmp_path: Path) -> None:
         with pytest.raises(TargetError) as caught, gevent.Timeout(0.01, late):
             dial(f"unix:{tmp_path / 's'}", BUFFER)
         assert caught.value is late
-        assert len(os.listdir("/proc/self/fd")) == open_before
+        assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
 @pytest.mark.parametrize(

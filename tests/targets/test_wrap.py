@@ -65,7 +65,7 @@ def test_targets_come_back_as_they_are() -> None:
     assert as_target(target, "x", BUFFER) is target
     assert target.name == "its own name"
     one, _ = memory_pair()
-    assert as_target(one, "x", BUFFER) is one  # type: ignore[comparison-overlap]
+    assert as_target(one, "x", BUFFER) is one
     target.close()
     theirs.close()
 

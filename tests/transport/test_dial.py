@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -132,11 +131,6 @@ def test_the_socket_is_ready_for_use() -> None:
             untouched.connect((server.host, server.port))
             size = untouched.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size
-
-
-def test_nothing_times_out_later() -> None:
-    with serving(accepting()) as server, open_link(server.url(), timeout_s=0.01).socket:
-        gevent.sleep(0.02)
 
 
 def test_without_notsent_lowat(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,33 +271,31 @@ def test_the_tcp_connection_hangs(deaf: tuple[str, int]) -> None:
 
 def test_the_tls_handshake_hangs() -> None:
     with serving(hanging) as server:
-        error = failure(f"wss://127.0.0.1:{server.port}/", timeout_s=0.02)
+        error = failure(f"wss://127.0.0.1:{server.port}/", timeout_s=0.1)
     assert error.code == "timeout"
     assert str(error) == (
-        f"{server.place} did not finish the TLS handshake within the 0.02 s of the whole dial"
+        f"{server.place} did not finish the TLS handshake within the 0.1 s of the whole dial"
     )
 
 
-def test_the_upgrade_hangs(authority: Authority, trust: TlsOptions) -> None:
-    with serving(hanging, context=authority.server_context()) as server:
-        error = failure(server.url(), tls=trust, timeout_s=0.1)
+def test_the_upgrade_hangs() -> None:
+    with serving(hanging) as server:
+        error = failure(server.url(), timeout_s=0.1)
     assert error.code == "timeout"
-    assert "did not answer the upgrade within the 0.1 s" in str(error)
+    assert str(error) == (
+        f"{server.place} did not answer the upgrade within the 0.1 s of the whole dial"
+    )
 
 
-def test_every_step_is_slow(authority: Authority, trust: TlsOptions) -> None:
-    """Each step takes less than the time, all together more."""
-
+def test_no_byte_prolongs_the_time(authority: Authority, trust: TlsOptions) -> None:
     def dripping(server: Server, sock: Any) -> None:
-        for byte in b"HTTP/1.1 101 Switching Protocols\r\n":
-            sock.sendall(bytes([byte]))
+        sock.sendall(b"HTTP/1.1 101 x\r\nX: ")
+        while True:
+            sock.sendall(b"x")
             gevent.sleep(0.01)
 
     with serving(dripping, context=authority.server_context()) as server:
-        began = time.monotonic()
-        error = failure(server.url(), tls=trust, timeout_s=0.1)
-        assert time.monotonic() - began < 0.2
-    assert error.code == "timeout"
+        assert failure(server.url(), tls=trust, timeout_s=0.1).code == "timeout"
 
 
 def test_a_killed_dial_leaves_nothing() -> None:
@@ -384,7 +376,7 @@ def test_a_proxy_that_cannot_be_reached(refusing: tuple[str, int], deaf: tuple[s
 def test_a_proxy_that_hangs() -> None:
     with serving(hanging) as proxy:
         environ = {"HTTP_PROXY": f"http://{proxy.place}"}
-        error = failure("ws://relay.test/", environ=environ, timeout_s=0.02)
+        error = failure("ws://relay.test/", environ=environ, timeout_s=0.1)
     assert error.code == "timeout"
     assert "did not open a tunnel to relay.test:80 in time" in str(error)
 
@@ -398,45 +390,30 @@ def test_the_environment_of_the_process_names_the_proxy(monkeypatch: pytest.Monk
 
 UNPATCHED = """
     import sys
-    import gevent
-    from gevent import monkey
+    from gevent import monkey, ssl
     from nexusg.transport.dial import open_link
     from nexusg.transport.tls import TlsOptions
+    from tests.transport.servers import accepting, serving
 
-    ticks = 0
-
-    def tick():
-        global ticks
-        while True:
-            ticks += 1
-            gevent.sleep(0.001)
-
-    gevent.Greenlet.spawn(tick)
-    dial = gevent.Greenlet.spawn(open_link, sys.argv[1], tls=TlsOptions(ca_file=sys.argv[2]))
-    link = dial.get(timeout=10)
-    during = ticks
-    link.socket.sendall(b"more")
-    print(link.leftover, link.socket.recv(100), link.tls_version, during >= 10)
-    assert not monkey.is_anything_patched()
-    link.socket.close()
+    certificate, authority = sys.argv[1:]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with serving(accepting(b"early"), context=context) as server:
+        link = open_link(server.url(), tls=TlsOptions(ca_file=authority))
+        print(link.leftover, link.tls_version, monkey.is_anything_patched())
+        link.socket.close()
 """
 
 
 def test_an_unpatched_process_dials_cooperatively(authority: Authority) -> None:
-    def slow(server: Server, sock: Any) -> None:
-        gevent.sleep(0.05)
-        accepting(ECHO)(server, sock)
-        assert sock.recv(100) == b"more"
-        sock.sendall(b"behind")
-
-    program = textwrap.dedent(UNPATCHED)
-    with serving(slow, context=authority.server_context()) as server:
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program, server.url(), str(authority.ca_file)],
-            capture_output=True,
-            check=False,
-            timeout=20,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+    """The server is a greenlet of the same process: it could not answer a dial that blocks."""
+    arguments = [textwrap.dedent(UNPATCHED), str(authority.issue()), str(authority.ca_file)]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", *arguments],
+        capture_output=True,
+        check=False,
+        timeout=20,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.stderr == b""
-    assert done.stdout == b"b'\\x81\\x05hello' b'behind' TLSv1.3 True\n"
+    assert done.stdout == b"b'early' TLSv1.3 False\n"

@@ -289,9 +289,7 @@ def test_the_body_of_an_error_is_not_read() -> None:
         while True:
             sent += sock.send(b"x" * 65536)
 
-    began = time.monotonic()
     assert refused(handler).status == 503
-    assert time.monotonic() - began < 1
     assert sent < 100_000_000
 
 

@@ -1,0 +1,282 @@
+"""The command with a real agent and a real relay, in this process; then as a process of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from nexusg.cli import app, run
+from nexusg.cli.example import agent_yaml
+from nexusg.config.model import Logging
+from nexusg.observe.stdout import StdoutLog
+from nexusg.relay.server import DevRelay
+from nexusg.relay.settings import RelayConfig
+from tests.cli.conftest import GOOD, SECRET, Done, start
+from tests.support.source import ROOT
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def relay() -> Iterator[DevRelay]:
+    config = RelayConfig(secret=SECRET, tls=False, on_log=lambda _event, _fields: None)
+    with DevRelay(config) as relay:
+        yield relay
+
+
+@pytest.fixture
+def config(relay: DevRelay, tmp_path: Path) -> Callable[..., str]:
+    """Writes a configuration for the relay, and more lines; returns its path."""
+
+    def write(more: str = "", secret: str = SECRET) -> str:
+        for name, text in (("secret", secret), ("config.yaml", "")):
+            (tmp_path / name).write_text(text, encoding="utf-8")
+            (tmp_path / name).chmod(0o600)
+        targets = {relay.public_ports[0]: "127.0.0.1:1"}
+        text = agent_yaml(relay.url, None, tmp_path / "secret", targets)
+        (tmp_path / "config.yaml").write_text(text + more, encoding="utf-8")
+        return str(tmp_path / "config.yaml")
+
+    return write
+
+
+class Running:
+    """``nexusg run`` in a greenlet of this process."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str], *arguments: str) -> None:
+        self._capfd = capfd
+        self._greenlet = gevent.Greenlet.spawn(app.main, arguments)
+
+    def end(self, *signals: int) -> Done:
+        for number in signals:
+            os.kill(os.getpid(), number)
+        code = self._greenlet.get(timeout=10)
+        return Done(code, *self._capfd.readouterr())
+
+
+@pytest.fixture
+def running(capfd: pytest.CaptureFixture[str]) -> Callable[..., Running]:
+    return lambda *arguments: Running(capfd, *arguments)
+
+
+def events(done: Done) -> list[str]:
+    return [json.loads(line)["event"] for line in done.out.splitlines()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_runs_until_a_signal(
+    running: Callable[..., Running], config: Callable[..., str], relay: DevRelay, number: int
+) -> None:
+    command = running("--config", config())
+    assert relay.wait_agents()
+    done = command.end(number)
+    assert (done.code, done.err) == (0, "")
+    named = events(done)
+    assert named[:3] == ["agent.started", "session.connected", "agent.stopping"]
+    assert named[-1] == "agent.stopped"
+
+
+def test_options_win_over_the_configuration(
+    running: Callable[..., Running], config: Callable[..., str], relay: DevRelay
+) -> None:
+    path = config("logging: {level: error, format: json}\n")
+    command = running("run", "--config", path, "--log-level", "debug", "--log-format", "console")
+    assert relay.wait_agents()
+    assert "] session.connecting backend=demo relay=" in command.end(signal.SIGTERM).out
+
+
+def test_a_refused_agent_ends_by_itself_if_told_to(
+    running: Callable[..., Running], config: Callable[..., str]
+) -> None:
+    path = config("reconnect: {giveUpAfterRejections: 1}\n", secret="another " * 8)
+    done = running("--config", path).end()
+    assert done.code == 3
+    assert "session.rejected" in events(done)
+    assert "another" not in done.out + done.err
+
+
+def test_warnings_and_advice_come_first(
+    running: Callable[..., Running],
+    write: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SUPERVISOR_ENABLED", "1")
+    command = running("--config", write(GOOD.replace("tcpPorts: [22]", "tcpPorts: [22, 23]")))
+    gevent.sleep(0)  # the handlers of signals are there
+    done = command.end(signal.SIGTERM)
+    warning, advice = (json.loads(line) for line in done.out.splitlines()[:2])
+    assert (warning["event"], warning["level"]) == ("config.warning", "warning")
+    assert "port 23 has no entry" in warning["message"]
+    assert advice["event"] == "supervisor.detected"
+    assert advice["message"].startswith("stopwaitsecs must be more than ")
+    assert SECRET not in done.out + done.err
+
+
+def test_a_configuration_that_cannot_be_used(
+    nexusg: Callable[..., Done], write: Callable[[str], str]
+) -> None:
+    done = nexusg("--config", write(f"backends: [{{attestation: {{hmacSecret: '{SECRET}'}}}}]"))
+    assert (done.code, done.out) == (2, "")
+    assert len(done.err.splitlines()) > 2
+    assert SECRET not in done.err
+
+
+class FakeAgent:
+    """An agent whose stop takes until it is told a second time."""
+
+    outcome = ""
+
+    def __init__(self) -> None:
+        self.started = Event()
+        self.stopping = Event()
+        self.ended = Event()
+
+    def start(self) -> None:
+        self.started.set()
+
+    def join(self) -> None:
+        self.ended.wait()
+
+    def stop(self) -> None:
+        if self.stopping.is_set():
+            self.outcome = self.outcome or "stopped"
+            self.ended.set()
+        self.stopping.set()
+        self.ended.wait()
+
+
+class Lines(StdoutLog):
+    """A log that keeps its lines."""
+
+    def __init__(self) -> None:
+        super().__init__(Logging())
+        self.kept: list[tuple[str, str, dict[str, Any]]] = []
+        self.written = Event()
+
+    def _write(self, level: str, name: str, _at: float, fields: dict[str, Any]) -> None:
+        self.kept.append((level, name, fields))
+        self.written.set()
+
+
+@pytest.fixture
+def log() -> Iterator[Lines]:
+    log = Lines()
+    yield log
+    assert log.close()
+
+
+def serve(agent: Any, log: Lines) -> gevent.Greenlet[[Any, Any], int]:
+    serving = gevent.Greenlet.spawn(run.serve, agent, log)
+    assert agent.started.wait(5)
+    return serving
+
+
+def test_a_second_signal_ends_the_wait(log: Lines) -> None:
+    agent = FakeAgent()
+    serving = serve(agent, log)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert agent.stopping.wait(5)
+    assert not serving.ready()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert serving.get(timeout=5) == 0
+
+
+def test_an_agent_that_has_failed_is_an_exit_code(log: Lines) -> None:
+    agent = FakeAgent()
+    serving = serve(agent, log)
+    agent.outcome = "failed"
+    agent.stopping.set()
+    agent.ended.set()
+    assert serving.get(timeout=5) == 1
+
+
+def test_a_hangup_is_ignored_and_said(log: Lines) -> None:
+    agent = FakeAgent()
+    serving = serve(agent, log)
+    for _ in range(2):
+        log.written.clear()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert log.written.wait(5)
+    assert [name for _, name, _ in log.kept] == ["signal.ignored"] * 2
+    assert not serving.ready()
+    agent.stopping.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert serving.get(timeout=5) == 0
+
+
+def test_a_stop_that_fails_is_not_hidden(log: Lines) -> None:
+    class Failing(FakeAgent):
+        def stop(self) -> None:
+            raise ValueError("bug")
+
+    agent = Failing()
+    agent.ended.set()
+    with pytest.raises(ValueError, match="bug"):
+        run.serve(agent, log)  # type: ignore[arg-type]
+
+
+def test_a_helper_that_fails_is_a_line(log: Lines) -> None:
+    run._failed(log, "SIGHUP", ValueError("bug"))
+    assert log.kept == [("error", "task.failed", {"task": "SIGHUP", "error": "ValueError: bug"})]
+
+
+def test_as_a_process(config: Callable[..., str], relay: DevRelay) -> None:
+    process = start("-config", config("logging: {level: debug}\n"))
+    assert relay.wait_agents()
+    with open(f"/proc/{process.pid}/cmdline", "rb") as file:
+        assert SECRET.encode() not in file.read()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (0, b"")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert lines[0]["event"] == "agent.started"
+    assert lines[-1]["event"] == "agent.stopped"
+    assert SECRET.encode() not in out
+
+
+def test_nobody_reads_its_output(config: Callable[..., str], relay: DevRelay) -> None:
+    """A full stdout pipe keeps it neither from working nor from stopping."""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as unread, open(writer, "wb", buffering=0) as full:
+        fcntl.fcntl(full, 1031, 4096)  # F_SETPIPE_SZ
+        full.write(b"-" * 4096)
+        process = start("--config", config(), stdout=full)
+        assert relay.wait_agents()
+        process.send_signal(signal.SIGTERM)
+        assert (process.wait(timeout=10), process.communicate()[1]) == (0, b"")
+        assert unread.readable()
+
+
+BUG = """
+    import sys
+    import nexusg.cli.run
+    from nexusg.__main__ import main
+
+    def agent(config, on_event):
+        return {}[config.backends[0].attestation.hmac_secret]
+
+    nexusg.cli.run.Agent = agent
+    main(["run", "--config", sys.argv[1]])
+"""
+
+
+def test_a_bug_shows_no_secret(good: str) -> None:
+    """Tracebacks go to stderr, and hold no values of variables."""
+    command = [sys.executable, "-c", textwrap.dedent(BUG), good]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 1
+    assert "KeyError: Secret(" in done.stderr
+    assert SECRET not in done.stdout + done.stderr
