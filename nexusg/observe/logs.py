@@ -91,7 +91,7 @@ class LogObserver:
             fields["repeated"] = repeated
         self._emit(level, event.name(), event.at, fields)
 
-    def line(self, level: str, name: str, **fields: object) -> None:
+    def line(self, level: str, name: str, /, **fields: object) -> None:
         """Log something that is not an event of an agent."""
         if LEVELS[level] >= self._threshold:
             self._emit(level, name, time.time(), fields)

@@ -62,7 +62,7 @@ class StdoutLog(LogObserver):
 
     def _line(self, level: str, name: str, at: float, fields: Fields) -> bytes:
         head = {"timestamp": timestamp(at), "level": level, "event": name}
-        return self._render({**head, **fields})
+        return self._render({**head, **fields, **head})  # first in order, and not to be replaced
 
 
 def setup_cli_logging(settings: Logging, fd: int = STDOUT) -> StdoutLog:

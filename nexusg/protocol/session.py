@@ -362,7 +362,6 @@ class AgentSession:
             self._health.forget(old)
             old.ended(Cause.REPLACED)
         self._settling.pop(message.client_id, None)  # so that the order stays that of time
-        self._tombstones.discard(message.client_id)
         stream = Stream(self, message, self._forward_window, self._now)
         self._settling[stream.id] = stream
         if self.state is SessionState.DRAINING:

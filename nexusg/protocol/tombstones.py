@@ -33,7 +33,3 @@ class Tombstones:
         until[client_id] = now + TOMBSTONE_S
         while len(until) > MAX_TOMBSTONES or next(iter(until.values())) <= now:
             until.popitem(last=False)
-
-    def discard(self, client_id: bytes) -> None:
-        """``client_id`` is in use again."""
-        self._until.pop(client_id, None)

@@ -9,6 +9,7 @@ import termios
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gevent import get_hub, sleep
+from gevent.hub import Waiter
 from gevent.socket import SHUT_WR
 from gevent.ssl import SSLWantReadError, SSLWantWriteError
 
@@ -78,7 +79,7 @@ class SocketTarget:
         """Return when `try_read` may have something. Blocks. Raises OSError."""
         if self._readable is None:
             self._readable = _watcher(self._sock, _READ)
-        get_hub().wait(self._readable)
+        _wait(self._readable)
 
     def unsent_bytes(self) -> int:
         """How much the kernel still holds for the service; 0 if it cannot tell."""
@@ -98,9 +99,11 @@ class SocketTarget:
     def close(self) -> None:
         """Close, and wake up whoever waits in a method with an OSError; idempotent."""
         sock, self._sock = self._sock, _CLOSED
+        # The watchers go first: while one is active on the descriptor, gevent puts the close off to
+        # the next event of the loop, which may be seconds away, and the service waits for its end.
         for watcher in (self._readable, self._writable):
             if watcher is not None:
-                get_hub().cancel_wait(watcher, _closed(), close_watcher=True)
+                _release(watcher)
         self._readable = self._writable = None
         try:
             sock.close()
@@ -110,7 +113,7 @@ class SocketTarget:
     def _wait_writable(self) -> None:
         if self._writable is None:
             self._writable = _watcher(self._sock, _WRITE)
-        get_hub().wait(self._writable)
+        _wait(self._writable)
 
 
 class TlsSocketTarget(SocketTarget):
@@ -194,6 +197,24 @@ def _watcher(sock: Any, events: int) -> _IoWatcher:
     if number < 0:  # somebody else has closed it
         raise _closed()
     return get_hub().loop.io(number, events)
+
+
+def _wait(watcher: _IoWatcher) -> None:
+    """Wait for ``watcher``, as ``hub.wait`` does, but so that `_release` can end it. Blocks."""
+    waiter: Waiter[Any] = Waiter()
+    watcher.start(waiter.switch, waiter)
+    try:
+        waiter.get()
+    finally:
+        watcher.stop()
+
+
+def _release(watcher: _IoWatcher) -> None:
+    """Close ``watcher`` now, and let whoever waits for it raise OSError soon."""
+    waiting = watcher.args  # type: ignore[attr-defined]  # missing in the stubs
+    watcher.close()
+    if waiting:
+        get_hub().loop.run_callback(waiting[0].throw, _closed())
 
 
 def _closed() -> OSError:

@@ -148,6 +148,11 @@ class WsLink:
         """Close the socket, without a close frame; wakes reader, writer and waiters. Idempotent."""
         if not self.closed:
             self.closed = True
+            try:
+                # While someone waits on it, gevent puts off the close to the loop's next event.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            except OSError:  # it is no longer connected
+                pass
             self._socket.close()
             self._wake.set()
             self._flushed.set()

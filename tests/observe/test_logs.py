@@ -153,10 +153,11 @@ def test_repeats_are_collapsed_and_counted() -> None:
 def test_other_lines_are_filtered_by_level_too() -> None:
     lines = Lines()
     observer = LogObserver(lines, level="warning")
-    observer.line("warning", "config.warning", message="odd")
+    observer.line("warning", "config.warning", message="odd", name="x", level="y")
     observer.line("info", "supervisor.detected")
     [(level, name, at, fields)] = lines
-    assert (level, name, fields) == ("warning", "config.warning", {"message": "odd"})
+    assert (level, name) == ("warning", "config.warning")
+    assert fields == {"message": "odd", "name": "x", "level": "y"}
     assert at > 1_600_000_000
 
 

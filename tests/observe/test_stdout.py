@@ -67,6 +67,14 @@ def test_events_are_json_lines_in_a_pipe(output: Output) -> None:
     )
 
 
+def test_a_field_cannot_stand_in_for_the_head(output: Output) -> None:
+    log = output.start()
+    log.line("error", "odd", level="info", event="other", name="x", timestamp="never")
+    [line] = output.lines
+    assert (line["level"], line["event"], line["name"]) == ("error", "odd", "x")
+    assert line["timestamp"] != "never"
+
+
 def test_level_is_a_setting(output: Output) -> None:
     log = output.start(level="debug")
     log(SessionConnecting(backend="web", relay="ws://relay.test"))

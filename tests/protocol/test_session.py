@@ -751,6 +751,20 @@ def test_health_checks_switched_off() -> None:
     assert answering(script, 200) == []
 
 
+@pytest.mark.parametrize("end", [disconnect(), connect(), None], ids=["user", "again", "agent"])
+def test_an_outstanding_question_is_forgotten_with_its_stream(end: Message | None) -> None:
+    script = idle_stream()
+    assert answering(script, 71) == [HEALTH_PING]
+    old = script.stream()
+    if end is None:
+        old.abort(Reason.NORMAL)
+    else:
+        script >> end
+    assert old not in script.session._health._asked
+    answering(script, 20)
+    assert old.outstanding_pings == 1
+
+
 def test_starved_streams_are_given_a_credit_ahead() -> None:
     """Section 5.2: after 10 to 15 s, well before the relay gives up."""
     script = idle_stream() >> connect(B) >> Data(B)

@@ -51,14 +51,6 @@ def test_the_oldest_go_when_there_are_too_many() -> None:
     assert tombstones.holds(key(3), 7.0)
 
 
-def test_discarded_when_the_id_is_used_again() -> None:
-    tombstones = Tombstones()
-    tombstones.add(key(1), 0.0)
-    tombstones.discard(key(1))
-    tombstones.discard(key(2))
-    assert not tombstones.holds(key(1), 0.0)
-
-
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 50)), max_size=30))
 def test_it_agrees_with_a_plain_dictionary(steps: list[tuple[int, float]]) -> None:
     tombstones, plain, now = Tombstones(), dict[bytes, float](), 0.0
