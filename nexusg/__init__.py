@@ -15,6 +15,7 @@ from nexusg.version import __version__
 if TYPE_CHECKING:
     from nexusg.agent.agent import Agent
     from nexusg.agent.connect import ConnectRequest
+    from nexusg.agent.lifecycle import LifecycleEvent
     from nexusg.attest.base import Stage, Token, TokenRequest
     from nexusg.config.loader import load as load_config
     from nexusg.config.model import (
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
         TokenTimeout,
         UpgradeRefused,
     )
+    from nexusg.observe.logs import LogObserver
+    from nexusg.targets.memory import MemorySocket, memory_pair
 
 __all__ = [
     "Agent",
@@ -56,7 +59,10 @@ __all__ = [
     "DialFailed",
     "FlowControl",
     "HealthChecks",
+    "LifecycleEvent",
     "LocalProtocolError",
+    "LogObserver",
+    "MemorySocket",
     "NexusgError",
     "NoRoute",
     "PortMapping",
@@ -78,6 +84,7 @@ __all__ = [
     "UpgradeRefused",
     "__version__",
     "load_config",
+    "memory_pair",
 ]
 
 # The home of every name that is not an error: "module" or "module:name there".
@@ -89,6 +96,9 @@ _HOMES = {
     "ConnectRequest": "nexusg.agent.connect",
     "FlowControl": "nexusg.config.model",
     "HealthChecks": "nexusg.config.model",
+    "LifecycleEvent": "nexusg.agent.lifecycle",
+    "LogObserver": "nexusg.observe.logs",
+    "MemorySocket": "nexusg.targets.memory",
     "PortMapping": "nexusg.config.model",
     "RelayTls": "nexusg.config.model",
     "Secret": "nexusg.config.secret",
@@ -97,6 +107,7 @@ _HOMES = {
     "TokenRequest": "nexusg.attest.base",
     "UdpRoute": "nexusg.config.model",
     "load_config": "nexusg.config.loader:load",
+    "memory_pair": "nexusg.targets.memory",
 }
 
 

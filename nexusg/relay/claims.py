@@ -76,7 +76,11 @@ def _get(body: dict[str, Any], name: str, kind: type, absent: Any) -> Any:
     if value is None:
         return absent
     if type(value) is not kind:
-        raise Refused(f"token is malformed: {name} is not of type {kind.__name__}")
+        # Too long for a close frame, as the real relay's reason is (PROTOCOL.md section 1.4).
+        raise Refused(
+            "token is malformed: its claims could not be decoded, because one of them is not of "
+            f"the JSON type that it must have: {name} is not of type {kind.__name__}"
+        )
     return value
 
 

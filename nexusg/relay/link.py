@@ -28,6 +28,7 @@ from nexusg.relay.sockets import linger
 
 
 if TYPE_CHECKING:
+    from nexusg.agent.tasks import Task
     from nexusg.protocol.relay_events import RelayEvent
     from nexusg.relay.shared import Shared
 
@@ -56,6 +57,7 @@ class Link:
         self._room = Event()
         self._renewed = Event()
         self._over: AsyncResult[Ending] = AsyncResult()
+        self._tasks: list[Task] = []
         self._finishing = False  # the connection ends when the output is written
         self.adopt_habits()
 
@@ -65,10 +67,8 @@ class Link:
         The caller closes the socket. Blocks.
         """
         tasks = self._shared.tasks
-        self._tasks = [
-            tasks.spawn("agent reader", self._guard, self._read, early),
-            tasks.spawn("agent writer", self._guard, self._write),
-        ]
+        self._tasks.append(tasks.spawn("agent reader", self._guard, self._read, early))
+        self._tasks.append(tasks.spawn("agent writer", self._guard, self._write))
         try:
             ending = self._over.get()
         finally:
@@ -171,7 +171,7 @@ class Link:
             if isinstance(event, TokenReceived):
                 queue.extend(self._judge(event.stage, event.token))
             elif isinstance(event, TokenOverdue):
-                self._refuse(event.stage, f"failed to read {event.stage} token: i/o timeout")
+                self._overdue(event.stage)
             elif isinstance(event, AgentSilent):
                 self._shared.log("agent.silent", agent=self.peer, seconds=event.seconds)
                 self._over.set(Ending.EOF)
@@ -179,6 +179,14 @@ class Link:
                 self._finish()
             else:
                 self._shared.log("agent.ignored", agent=self.peer, what=event.what)
+
+    def _overdue(self, stage: str) -> None:
+        if stage == "attest":  # the real relay cuts its own close frame short (section 1.4)
+            self._shared.log("agent.refused", agent=self.peer, stage=stage, reason="i/o timeout")
+            self._over.set(Ending.RESET)
+        else:
+            name = "stage0" if stage == "handshake" else stage
+            self._refuse(stage, f"failed to read {name} token: i/o timeout")
 
     def _judge(self, stage: str, token: str) -> list[RelayEvent]:
         rules, now = self._shared.rules, time.time()
@@ -199,7 +207,9 @@ class Link:
 
     def _challenge(self) -> list[RelayEvent]:
         if self._shared.habits.hang_before_challenge:
-            Event().wait()  # until the session ends
+            while self._sock.recv(65536):
+                pass
+            return []
         self._nonce = _new_nonce()
         return self.session.challenge(self._nonce, time.monotonic())
 

@@ -1,6 +1,7 @@
 """Judges the tokens of the three stages as the real relay does (PROTOCOL.md sections 2.4, 3.3).
 
-Pure but for PyJWT, which checks the signature. It does not know how an agent is connected.
+PyJWT checks the signature, and nothing else. It does not know how an agent is connected. Some
+reasons are too long for a close frame on purpose, as those of the real relay are (section 1.4).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ALGORITHMS = ("HS256", "HS384", "HS512")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rules:
-    """What tokens are checked against. Each list of ports names all that may be claimed."""
+    """What tokens are checked against. Each set of ports names all that may be claimed."""
 
     secret: str = dataclasses.field(repr=False)
     tcp_ports: frozenset[int] = frozenset()
@@ -66,7 +67,10 @@ def reauth(token: str, rules: Rules, now: float, nonce: str, registered: Claims)
 
 def _renewed(claims: Claims, nonce: str, expected: Claims) -> Claims:
     if claims.session_nonce != nonce:
-        raise Refused("session nonce mismatch")
+        raise Refused(
+            f"session nonce mismatch: the token has {claims.session_nonce!r}, "
+            f"and the challenge had {nonce!r}"
+        )
     for name in ("hostnames", "tcp_ports", "udp_routes", "outbound_allowed", "outbound_ports"):
         if getattr(claims, name) != getattr(expected, name):
             raise Refused(f"{name} differ from handshake token")
@@ -149,7 +153,13 @@ def _check_registered(body: dict[str, Any], now: float) -> None:
     audience = body.get("aud")
     if AUDIENCE not in (audience if isinstance(audience, list) else [audience]):
         raise Refused("token has invalid claims: token has invalid audience")
-    if body.get("iss") != ISSUER:
+    issuer = body.get("iss")
+    if issuer is None:
+        raise Refused(
+            "token has invalid claims: token is missing required claim: iss claim is required, and "
+            f"token has invalid issuer unless it is {ISSUER}"
+        )
+    if issuer != ISSUER:
         raise Refused("token has invalid claims: token has invalid issuer")
 
 

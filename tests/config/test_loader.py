@@ -466,16 +466,21 @@ class TestShippedFiles:
         names = {path.name for path in CONF.glob("*.yaml")}
         assert names == {"config.yaml", "minimal.yaml", "reference.yaml"}
 
-    def test_config(self) -> None:
+    def test_config(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "nexusg-dev").mkdir()
+        secret = tmp_path / "nexusg-dev" / "secret"  # as nexusg relay makes it
+        secret.write_text(SECRET)
+        secret.chmod(0o600)
         found = load(CONF / "config.yaml", {})
         [warning] = found.warnings
         assert warning.endswith('tls.caFile: "nexusg-dev/ca.pem" does not exist')
         [made] = found.config.backends
         assert (made.name, made.hostnames) == ("demo", ("demo.localhost",))
-        assert made.nexus_addresses == ("wss://127.0.0.1:8443/connect",)
-        assert made.attestation.hmac_secret == Secret("nexusg-development-secret-0123456789")
+        assert made.nexus_addresses == ("wss://127.0.0.1:9443/connect",)
+        assert made.attestation.hmac_secret == Secret(SECRET)
         targets = {port: mapping.default for port, mapping in made.port_mappings.items()}
-        assert targets == {8080: "127.0.0.1:8000", 8444: "127.0.0.1:8000"}
+        assert targets == {8080: "127.0.0.1:8000", 8443: "127.0.0.1:8000"}
 
     def test_minimal(self) -> None:
         found = load(CONF / "minimal.yaml", {"NEXUS_HMAC_SECRET": SECRET})

@@ -550,4 +550,4 @@ class ReverseCredit(RuleBasedStateMachine):
 
 
 TestReverseCredit = ReverseCredit.TestCase
-TestReverseCredit.settings = settings(stateful_step_count=25)
+TestReverseCredit.settings = settings(stateful_step_count=20)

@@ -428,12 +428,19 @@ def test_a_disconnect_of_the_agents_counts_even_so(meet: Callable[..., Meeting])
     assert read_to_end(meeting.user) == b""
 
 
-def test_a_stream_recorded_late(meet: Callable[..., Meeting]) -> None:
-    meeting = meet(habits=Habits(record_delay_s=0.02))
-    assert meeting.relay_stream is None
+def test_a_stream_recorded_late(
+    meet: Callable[..., Meeting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, waiting = User._record, []
+    monkeypatch.setattr(User, "_record", lambda *args: waiting.append(args))
+    meeting = meet(habits=Habits(record_delay_s=0.005))
+    session = meeting.relay.agents[0].session
     meeting.stream.send(memoryview(b"lost "))
     meeting.agent.flush()
-    meeting.until(lambda: meeting.relay_stream)
+    meeting.until(lambda: session.messages_in == 4)  # two tokens, a grant, and data
+    assert meeting.relay_stream is None
+    [(listener, delay_s)] = waiting
+    record(listener, delay_s)
     assert meeting.relay_stream.window.unlimited, "the first grant was lost, too"
     meeting.reply(b"found")
     assert meeting.user.recv(100) == b"found"

@@ -86,8 +86,8 @@ Message = Text | Binary | Data | Control | Ping | Pong | Close
 
 def connect(client_id: bytes = A, credits: int = 64, **fields: Any) -> Control:
     """The relay announces a stream."""
-    fields = {"conn_port": 443, "transport": "tcp", "hostname": "app.test"} | fields
-    return Control(Event.CONNECT.value, client_id, credits=credits, **fields)
+    defaults: dict[str, Any] = {"conn_port": 443, "transport": "tcp", "hostname": "app.test"}
+    return Control(Event.CONNECT.value, client_id, credits=credits, **defaults | fields)
 
 
 def grant(client_id: bytes = A, credits: int = 64) -> Control:
