@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 WRITE_BYTES = 64 * 1024
 #: A peer that talks without reading gets no more answers beyond this much unsent output.
 ANSWER_LIMIT_BYTES = 1024 * 1024
+#: Up to here it is cheaper to copy a payload behind its header than to mask and queue it apart.
+_JOINED_BYTES = 2048
 #: Masking keys are cut from a pool: one draw for a thousand frames.
 _POOL_BYTES = 4096
 
@@ -99,7 +101,7 @@ class Wire:
         self._frame(BINARY, message)
 
     def send_data(self, client_id: bytes, payload: bytes | memoryview) -> None:
-        """Commit one data message without joining header and payload (PROTOCOL.md section 4.1)."""
+        """Commit one data message (PROTOCOL.md section 4.1); a large payload is copied only once."""
         if self.close_sent:
             raise LocalProtocolError("nothing may follow the close frame")
         self.messages_out += 1
@@ -115,14 +117,17 @@ class Wire:
         if bit:
             key = self._key()
             header += key
-            prefix = apply_mask(prefix, key)
-            payload = apply_mask(payload, key[1:] + key[:1])  # 17 bytes of prefix turn the key by 1
-        else:
-            payload = bytes(payload)
-        self._output.append(header + prefix)
-        if length > 17:  # an empty piece could be taken alone, and look like the end of the output
-            self._output.append(payload)
         self.pending_bytes += len(header) + length
+        if length <= _JOINED_BYTES:
+            message = prefix + payload
+            self._output.append(header + (apply_mask(message, key) if bit else message))
+        elif bit:
+            self._output.append(header + apply_mask(prefix, key))
+            # 17 bytes of prefix turn the key by one.
+            self._output.append(apply_mask(payload, key[1:] + key[:1]))
+        else:
+            self._output.append(header + prefix)
+            self._output.append(bytes(payload))
 
     def send_ping(self, payload: bytes = b"") -> None:
         """Commit a ping."""
