@@ -64,6 +64,16 @@ def test_the_configuration_is_the_minimal_file_and_loads() -> None:
     assert loaded.warnings == ()
 
 
+def test_further_settings_load() -> None:
+    """Parts of a backend, as they are shown."""
+    texts = blocks("yml")
+    assert texts
+    head = "backends:\n  - name: web\n    nexusAddresses: [wss://relay.example.com/connect]\n"
+    for text in texts:
+        given = f"{head}    attestation: {{hmacSecret: {SECRET}}}\n{text}"
+        assert loads(given, "README.md", {}).warnings == ()
+
+
 def run_until_answered(code: str, scope: dict[str, Any], relay: DevRelay, host: str) -> bytes:
     """Run ``code`` in a greenlet until it has answered one request. Blocks."""
     program = gevent.Greenlet.spawn(exec, compile(code, "README.md", "exec"), scope)

@@ -6,6 +6,7 @@ a patched and in an unpatched process, beside other agents, and when it is start
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import traceback
@@ -28,10 +29,11 @@ from nexusg.agent.lifecycle import (
     TokenStderr,
 )
 from nexusg.agent.network import NetworkWatcher
+from nexusg.agent.socks import SocksService
 from nexusg.agent.stats import Stats, stream_stats, totals
 from nexusg.agent.stopping import drain
 from nexusg.agent.supervisor import Supervisor
-from nexusg.agent.tasks import Tasks
+from nexusg.agent.tasks import Tasks, contained
 from nexusg.attest.base import as_provider
 from nexusg.attest.select import provider_for
 from nexusg.config.validate import require_valid
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from nexusg.agent.connect import ConnectHandler
     from nexusg.agent.dispatch import EventHandler
+    from nexusg.agent.tasks import Task
     from nexusg.attest.base import Token, TokenProvider, TokenRequest
     from nexusg.config.model import Backend, Config
 
@@ -57,7 +60,9 @@ class Agent:
 
     ``connect_handler`` is asked for the local service of each stream before the port mappings are;
     ``token_provider`` takes the place of the configured attestation; ``on_event`` is called with
-    every lifecycle event, in order, in a greenlet of its own. Raises ConfigError.
+    every lifecycle event, in order, in a greenlet of its own. ``worker`` numbers, from 0, processes
+    of one host that run the same configuration: they share its SOCKS5 ports, and `Stats` names it.
+    Raises ConfigError, and TypeError for a provider that is none.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Agent:
         connect_handler: ConnectHandler | Sequence[ConnectHandler] | None = None,
         token_provider: TokenProvider | Callable[[TokenRequest], Token | str] | None = None,
         on_event: EventHandler | None = None,
+        worker: int | None = None,
     ) -> None:
         require_valid(
             config, attested=token_provider is not None, mapped=connect_handler is not None
@@ -78,13 +84,15 @@ class Agent:
             self._handlers.append(connect_handler)
         elif connect_handler is not None:
             self._handlers.extend(connect_handler)
-        self._token_provider = token_provider
+        self._token_provider = None if token_provider is None else as_provider(token_provider)
         self._on_event = on_event
+        self._worker = worker
         self._pid = 0
         self._running = self._stopping = False
         self._cut_short = Event()
         self._ended = Event()
         self._slots: list[Supervisor] = []
+        self._socks: list[SocksService] = []
 
     def add_connect_handler(self, handler: ConnectHandler) -> None:
         """Ask ``handler`` before those that are there already."""
@@ -96,44 +104,44 @@ class Agent:
         """Begin to connect, and return at once. Raises RuntimeError if it is running already."""
         if self._running:
             raise RuntimeError("the agent is running already")
-        self._pid, self._running, self.outcome = os.getpid(), True, ""
+        self._make_runtime()
+        self._pid, self._running, self._stopping, self.outcome = os.getpid(), True, False, ""
         self._cut_short.clear()
         self._ended.clear()
-        self._make_runtime()
-        slots = [
-            (backend, relay)
-            for backend in self.config.backends
-            for relay in backend.nexus_addresses
-        ]
         self._dispatcher.start()
         self._context.emit(
             AgentStarted(
                 version=__version__,
                 backends=tuple(backend.name for backend in self.config.backends),
-                sessions=len(slots),
+                sessions=len(self._slots),
             )
         )
         self._watcher.start()
-        self._start_slots()
+        for socks in self._socks:
+            socks.start()
+        for slot in self._slots:
+            slot.task = self._slot_tasks.spawn("session", slot.run)
+            slot.task.rawlink(functools.partial(self._slot_ended, slot))
         _AGENTS.add(self)
 
     def stop(self, grace_s: float | None = None) -> None:
         """Stop: no new streams, the existing ones may finish, then close. Blocks.
 
-        ``grace_s`` is how long they may take, by default ``shutdown.graceSeconds``. A second call,
-        from another greenlet, ends the wait of the first at once. Without effect when not running.
+        ``grace_s`` is how long they may take, by default ``shutdown.graceSeconds``. A second call
+        ends the wait of the first at once. Without effect when not running. Whoever gives up
+        waiting, by a timeout or a kill, does not end the stop.
+
+        Called by one of the agent's own greenlets (an event or connect handler, a token provider)
+        it returns at once, since the stop waits for that greenlet.
         """
         if not self._running:
             return
         if self._stopping:
             self._cut_short.set()
+        else:
+            self._begin_stop(self.config.shutdown.grace_s if grace_s is None else grace_s)
+        if not self._is_own(gevent.getcurrent()):
             self._ended.wait()
-            return
-        self._stopping = True
-        grace_s = self.config.shutdown.grace_s if grace_s is None else grace_s
-        self._context.emit(AgentStopping(grace_s=grace_s, streams=len(self._context.pumps)))
-        cut = drain(self._context, self._slots, self._slot_tasks, grace_s, self._cut_short)
-        self._finish(cut)
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until the agent has ended; whether it has. Blocks."""
@@ -171,6 +179,7 @@ class Agent:
             streams=tuple(stream_stats(pump, now) for pump in pumps) if streams else (),
             buffered_bytes=context.budget.used_bytes,
             events_dropped=self._dispatcher.dropped,
+            worker=self._worker,
         )
 
     # Inside ----------------------------------------------------------------------------------
@@ -182,7 +191,6 @@ class Agent:
     _side_tasks: Tasks
 
     def _make_runtime(self) -> None:
-        self._stopping = False
         self._slot_tasks = Tasks("sessions", self._slot_failed)
         self._side_tasks = Tasks("agent", self._task_failed)
         self._dispatcher = Dispatcher(self._on_event, self._side_tasks)
@@ -192,27 +200,26 @@ class Agent:
             tasks=Tasks("streams", self._task_failed),
             emit=self._dispatcher.emit,
             task_failed=self._task_failed,
+            worker=self._worker,
         )
         self._watcher = NetworkWatcher(self._network_changed, self._side_tasks)
-
-    def _start_slots(self) -> None:
         names = (f"s{number}" for number in itertools.count(1))
-        self._slots = []
+        self._slots, self._socks = [], []
         for backend in self.config.backends:
             provider = self._provider(backend)
             connector = Connector(backend, self._handlers, self._context.buffer)
-            for relay in backend.nexus_addresses:
-                self._slots.append(
-                    Supervisor(
-                        self._context, backend, provider, connector, relay, names, self._refused
-                    )
-                )
-        for slot in self._slots:
-            slot.task = self._slot_tasks.spawn("session", slot.run)
+            slots = [
+                Supervisor(self._context, backend, provider, connector, relay, names, self._refused)
+                for relay in backend.nexus_addresses
+            ]
+            self._slots += slots
+            if backend.socks5_listen_addr:
+                socks = SocksService(self._context, backend, slots, self._side_tasks)
+                self._socks.append(socks)
 
     def _provider(self, backend: Backend) -> TokenProvider:
         if self._token_provider is not None:
-            return as_provider(self._token_provider)
+            return self._token_provider
 
         def on_stderr(line: str) -> None:
             self._context.emit(TokenStderr(backend=backend.name, line=line))
@@ -221,8 +228,7 @@ class Agent:
 
     def _refused(self) -> None:
         """A relay has refused the credentials as often as the settings allow."""
-        self.outcome = "refused"
-        self._side_tasks.spawn("stop", self.stop, 0)
+        self._give_up("refused")
 
     def _network_changed(self, detail: str) -> None:
         self._context.emit(NetworkChanged(detail=detail))
@@ -232,8 +238,49 @@ class Agent:
     def _slot_failed(self, task: str, error: BaseException) -> None:
         # A slot without its greenlet would be a session that is down for ever, unseen.
         self._task_failed(task, error)
-        self.outcome = "failed"
-        self._side_tasks.spawn("stop", self.stop, 0)
+        self._give_up("failed")
+
+    def _slot_ended(self, slot: Supervisor, _task: Task) -> None:
+        # Called by the hub when the greenlet is gone for whatever reason: a kill is not reported.
+        if self.running and slot in self._slots and not (self._stopping or self.outcome):
+            self._slot_failed("session", RuntimeError("its greenlet has ended"))
+
+    def _give_up(self, outcome: str) -> None:
+        self.outcome = outcome
+        if not self._stopping:
+            self._begin_stop(0)
+
+    def _begin_stop(self, grace_s: float) -> None:
+        self._stopping = True
+        for socks in self._socks:
+            socks.stop()
+        self._context.emit(AgentStopping(grace_s=grace_s, streams=len(self._context.pumps)))
+        self._side_tasks.spawn("stop", self._stop, grace_s)
+
+    def _stop(self, grace_s: float) -> None:
+        # Whatever goes wrong, nobody may wait for the end for ever.
+        failed = functools.partial(self._task_failed, "stop")
+        what = (self._context, self._slots, self._slot_tasks, grace_s, self._cut_short)
+        cut = contained(failed, drain, *what)
+        contained(failed, self._close_all, cut or 0)
+        self.outcome = self.outcome or "stopped"
+        self._running = False
+        _AGENTS.discard(self)
+        self._ended.set()
+
+    def _close_all(self, cut: int) -> None:
+        self._watcher.stop()
+        self._slot_tasks.join(CLEANUP_S)  # they report the end of their sessions
+        self._slot_tasks.kill(CLEANUP_S)
+        self._context.tasks.kill(CLEANUP_S)
+        self._context.emit(AgentStopped(cut=cut))
+        self._dispatcher.stop(CLEANUP_S)
+        self._side_tasks.kill(CLEANUP_S)
+
+    def _is_own(self, greenlet: object) -> bool:
+        groups = [self._side_tasks, self._slot_tasks, self._context.tasks]
+        groups += [slot.session.tasks for slot in self._slots if slot.session is not None]
+        return any(greenlet in tasks for tasks in groups)
 
     def _task_failed(self, task: str, error: BaseException) -> None:
         trace = traceback.TracebackException.from_exception(error, capture_locals=False)
@@ -245,33 +292,27 @@ class Agent:
             )
         )
 
-    def _finish(self, cut: int) -> None:
-        self._watcher.stop()
-        self._slot_tasks.kill(CLEANUP_S)
-        self._context.tasks.kill(CLEANUP_S)
-        self.outcome = self.outcome or "stopped"
-        self._context.emit(AgentStopped(cut=cut))
-        self._dispatcher.drain(CLEANUP_S)
-        self._side_tasks.kill(CLEANUP_S)
-        self._running = False
-        _AGENTS.discard(self)
-        self._ended.set()
-
     def _forked(self) -> None:
         """In a child of fork: leave the parent's sessions alone."""
         if self._running and self._pid != os.getpid():
             self._running = False
+            self._ended.set()
             for slot in self._slots:
                 if slot.session is not None:
                     slot.session.forked()
-            gevent.get_hub().loop.run_callback(self._abandon)
+            # What is there now: the child may start the agent again before the callback runs.
+            groups = (self._side_tasks, self._slot_tasks, self._context.tasks)
+            what = groups, self._context, self._socks
+            gevent.get_hub().loop.run_callback(_abandon, *what)
 
-    def _abandon(self) -> None:
-        for tasks in (self._side_tasks, self._slot_tasks, self._context.tasks):
-            tasks.abandon()
-        for pump in list(self._context.pumps):
-            pump.finish(Reason.SESSION_ENDED, "session", "this process is a fork")
-        self._ended.set()
+
+def _abandon(groups: Sequence[Tasks], context: Context, services: Sequence[SocksService]) -> None:
+    for tasks in groups:
+        tasks.abandon()
+    for socks in services:
+        socks.disown()
+    for pump in list(context.pumps):
+        pump.finish(Reason.SESSION_ENDED, "session", "this process is a fork")
 
 
 _AGENTS: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -28,6 +28,10 @@ class ConnectRequest:
     transport: str  #: ``tcp`` or ``udp``
 
 
+# Five digits: longer ones are no port, and int() refuses very long ones.
+_PORT_DIGITS = 5
+
+
 #: Returns a connected socket or an object with ``recv``, ``send`` and ``close``; raises `NoRoute`,
 #: or returns None, to leave the stream to the handler before it and in the end to the mappings.
 ConnectHandler = Callable[[ConnectRequest], Any]
@@ -54,6 +58,7 @@ def connect_request(
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of ``ip:port``, ``[ip]:port`` or a bare address, which has port 0."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or (":" in host and not host.startswith("[")):
+    is_port = port.isdecimal() and len(port) <= _PORT_DIGITS
+    if not colon or not is_port or (":" in host and not host.startswith("[")):
         return address.strip("[]"), 0
     return host.strip("[]"), int(port)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import gevent
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nexusg.agent.connect import connect_request
 from nexusg.config.hostnames import normalize
 from nexusg.errors import NexusgError, NoRoute, TargetError
 from nexusg.targets.dial import dial
 from nexusg.targets.router import Router
-from nexusg.targets.wrap import as_target
+from nexusg.targets.udp import dial_udp
+from nexusg.targets.wrap import as_target, as_udp_target
+from nexusg.transport.deadline import Deadline, limit
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nexusg.agent.connect import ConnectHandler, ConnectRequest
     from nexusg.config.model import Backend
     from nexusg.protocol.stream import Stream
     from nexusg.targets.base import Target
+    from nexusg.targets.udp import UdpTarget
+
+    _Wrap = Callable[[Any, str, bytearray], "T"]
+    _Dial = Callable[[str, bytearray, float], "T"]
+
+T = TypeVar("T")
 
 
 #: For handlers, name look-up and connection together (PROTOCOL.md section 6.2).
@@ -40,11 +46,19 @@ class Connector:
 
     def connect(self, stream: Stream) -> Target:
         """A connected target. Blocks. Raises TargetError or NoRoute."""
-        late = TargetError(f"not connected within {CONNECT_TIMEOUT_S:g} s", "timeout")
-        with gevent.Timeout(CONNECT_TIMEOUT_S, late):
-            return self._ask_handlers(stream) or self._dial(stream)
+        return self._connect(stream, as_target, dial)
 
-    def _ask_handlers(self, stream: Stream) -> Target | None:
+    def connect_flow(self, stream: Stream) -> UdpTarget:
+        """The same for a UDP stream. Blocks. Raises TargetError or NoRoute."""
+        return self._connect(stream, as_udp_target, dial_udp)
+
+    def _connect(self, stream: Stream, wrap: _Wrap[T], dial: _Dial[T]) -> T:
+        late = TargetError(f"not connected within {CONNECT_TIMEOUT_S:g} s", "timeout")
+        with limit(Deadline(CONNECT_TIMEOUT_S), late):
+            target = self._ask_handlers(stream, wrap)
+            return self._dial(stream, dial) if target is None else target
+
+    def _ask_handlers(self, stream: Stream, wrap: _Wrap[T]) -> T | None:
         if not self._handlers:
             return None
         request = connect_request(self._backend.name, stream, normalize)
@@ -52,7 +66,7 @@ class Connector:
             connection = self._ask(handler, request)
             if connection is not None:
                 name = f"handler:{getattr(handler, '__name__', type(handler).__name__)}"
-                return as_target(connection, name, self._buffer)
+                return wrap(connection, name, self._buffer)
         return None
 
     def _ask(self, handler: ConnectHandler, request: ConnectRequest) -> object | None:
@@ -67,9 +81,7 @@ class Connector:
             raise TargetError(text, "handler") from error
         return connection
 
-    def _dial(self, stream: Stream) -> Target:
-        if stream.is_udp:
-            raise NoRoute("UDP streams are not supported yet")
+    def _dial(self, stream: Stream, dial: _Dial[T]) -> T:
         route = self._router.resolve(stream.conn_port, stream.hostname)
         if route is None:
             raise NoRoute(f"no mapping for port {stream.conn_port}, host {stream.hostname!r}")

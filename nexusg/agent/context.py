@@ -8,6 +8,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from nexusg.agent.flowtable import FlowTable, affordable
 from nexusg.agent.stats import Counters
 from nexusg.targets.base import READ_BYTES
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from nexusg.agent.budget import Budget
     from nexusg.agent.lifecycle import LifecycleEvent
-    from nexusg.agent.streams import StreamPump
+    from nexusg.agent.shell import StreamShell
     from nexusg.agent.tasks import Tasks
     from nexusg.config.model import Config
 
@@ -31,10 +32,15 @@ class Context:
     tasks: Tasks  #: of the streams, which may outlive their session by a moment
     emit: Callable[[LifecycleEvent], None]
     task_failed: Callable[[str, BaseException], None]  #: a greenlet died of a bug
+    worker: int | None = None  #: which of several processes with the same configuration
     counters: Counters = dataclasses.field(default_factory=Counters)
-    pumps: set[StreamPump] = dataclasses.field(default_factory=set)
+    pumps: set[StreamShell] = dataclasses.field(default_factory=set)  #: of all streams
+    flows: FlowTable = dataclasses.field(init=False)  #: those of the streams that are UDP flows
     #: The one buffer that all local services are read into; used up before the next switch.
     buffer: bytearray = dataclasses.field(default_factory=lambda: bytearray(READ_BYTES))
     clock: Callable[[], float] = time.monotonic
     rng: Callable[[], float] = random.random
     entropy: Callable[[int], bytes] = os.urandom
+
+    def __post_init__(self) -> None:
+        self.flows = FlowTable(affordable(self.config.limits.udp_flows))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 from typing import TYPE_CHECKING
 
 from gevent.event import Event
 
 from nexusg.agent.lifecycle import EventsDropped
+from nexusg.agent.tasks import contained
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nexusg.agent.lifecycle import LifecycleEvent
-    from nexusg.agent.tasks import Tasks
+    from nexusg.agent.tasks import Task, Tasks
 
     EventHandler = Callable[[LifecycleEvent], object]
 
@@ -36,13 +38,13 @@ class Dispatcher:
         self._queue: collections.deque[LifecycleEvent] = collections.deque()
         self._unreported = 0
         self._wake = Event()
-        self._drained = Event()
-        self._drained.set()
+        self._task: Task | None = None
+        self._ending = False
 
     def start(self) -> None:
         """Begin to call the subscriber."""
         if self._handler is not None:
-            self._tasks.spawn("events", self._run, self._handler)
+            self._task = self._tasks.spawn("events", self._run, self._handler)
 
     def emit(self, event: LifecycleEvent) -> None:
         """Queue ``event``; dropped and counted when the subscriber is too slow. Never blocks."""
@@ -53,26 +55,31 @@ class Dispatcher:
             self._unreported += 1
             return
         self._queue.append(event)
-        self._drained.clear()
         self._wake.set()
 
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until the subscriber has seen everything; whether it has. Blocks."""
-        return bool(self._drained.wait(timeout_s))
+    def stop(self, timeout_s: float) -> bool:
+        """End when the subscriber has seen everything; whether it has by then. Blocks."""
+        self._ending = True
+        self._wake.set()
+        if self._task is not None:
+            self._task.join(timeout_s)
+        return self._task is None or self._task.ready()
 
     def _run(self, handler: EventHandler) -> None:
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                self._call(handler, self._queue.popleft())
-                if self._unreported and not self._queue:
-                    count, self._unreported = self._unreported, 0
-                    self._call(handler, EventsDropped(count=count))
-            self._drained.set()
+        while self._queue or not self._ending:
+            if not self._queue:
+                self._wake.wait()
+                self._wake.clear()
+                continue
+            self._call(handler, self._queue.popleft())
+            if self._unreported and not self._queue:
+                count, self._unreported = self._unreported, 0
+                self._call(handler, EventsDropped(count=count))
 
     def _call(self, handler: EventHandler, event: LifecycleEvent) -> None:
-        try:
-            handler(event)
-        except Exception:  # a broken subscriber must not end the agent
-            _LOG.exception("the event handler failed on %s", event.name())
+        # A broken subscriber must not end the agent, nor be the last to hear of anything.
+        contained(functools.partial(_failed, event), handler, event)
+
+
+def _failed(event: LifecycleEvent, error: BaseException) -> None:
+    _LOG.error("the event handler failed on %s", event.name(), exc_info=error)

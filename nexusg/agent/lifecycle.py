@@ -173,15 +173,66 @@ class StreamConnected(StreamEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutboundConnected(StreamEvent):
+    """The relay has connected a local program to what it asked for, and that is a stream now.
+
+    Its user, in this event and the others, is the ``client``: a program on this side. Its target is
+    what it asked for, behind the relay. ``took_s`` is how long that took.
+    """
+
+    took_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutboundRefused(LifecycleEvent):
+    """A local program has not been connected: not understood, or without success.
+
+    What is not known is empty.
+    """
+
+    backend: str
+    relay: str
+    session: str
+    stream: str
+    client: str
+    target: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocksListening(LifecycleEvent):
+    """Local programs can connect to ``address``, to be connected through a relay."""
+
+    backend: str
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocksFailed(LifecycleEvent):
+    """They cannot, or not all of them."""
+
+    level: ClassVar[str] = "warning"
+
+    backend: str
+    address: str
+    error: str
+    retry_in_s: float | None  #: of the first attempt of many; None when no further one is made
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamClosed(StreamEvent):
     """The stream is over."""
 
     reason: str  #: a word of PROTOCOL.md section 4.3
     ended_by: str  #: user, target, agent or session
     error: str  #: empty for a normal end
-    bytes_in: int  #: from the user
-    bytes_out: int  #: to the user
+    bytes_in: int  #: from the relay
+    bytes_out: int  #: to the relay
     duration_s: float
+    datagrams_in: int | None = None  #: of a UDP flow, from the user
+    datagrams_out: int | None = None
+    dropped: int | None = None  #: datagrams that were lost here
+    dropped_by: str = ""  #: their causes, for example ``oversize 3, refused 1``
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,13 +34,11 @@ class Reauth:
         self._grace_s = DEFAULT_GRACE_S
 
     def attested(self, token: str) -> None:
-        """The attest token that the relay was given decides how long it will wait."""
-        configured = self._session.backend.attestation.reauth_grace_s
-        claimed = number(unverified_claims(token), "reauth_grace_seconds") or 0
-        if configured > 0:
-            self._grace_s = float(configured)
-        elif claimed > 0:
-            self._grace_s = claimed
+        """The token that the relay accepted last decides how long it will wait."""
+        configured_s = self._session.backend.attestation.reauth_grace_s
+        claimed_s = number(unverified_claims(token), "reauth_grace_seconds") or 0
+        # What is configured is for a token that only the relay can read.
+        self._grace_s = next((s for s in (claimed_s, configured_s) if s > 0), DEFAULT_GRACE_S)
 
     def challenged(self, nonce: str) -> None:
         """The relay has asked: obtain a token in a greenlet of its own."""
@@ -75,5 +73,6 @@ class Reauth:
                 gevent.sleep(RETRY_S)
         if session.core.send_reauth_token(nonce, token.value):
             session.flush()
+            self.attested(token.value)
             took_s = round(context.clock() - started, 3)
             context.emit(ReauthCompleted(**session.names(), took_s=took_s, attempts=attempts))

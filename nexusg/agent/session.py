@@ -7,20 +7,23 @@ written by the link's writer; its input is read here, in the greenlet that calls
 from __future__ import annotations
 
 import math
+import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import gevent
 from gevent.event import Event
 
+from nexusg.agent.flows import UdpFlow
 from nexusg.agent.lifecycle import MessageIgnored, SessionConnected
 from nexusg.agent.reauth import Reauth
 from nexusg.agent.streams import StreamPump
-from nexusg.agent.tasks import Tasks
+from nexusg.agent.tasks import Tasks, contained
 from nexusg.attest.base import Stage
 from nexusg.attest.select import request_for
 from nexusg.errors import (
     NexusgError,
     Rejected,
+    RelayError,
     RemoteProtocolError,
     Retry,
     SessionLost,
@@ -33,10 +36,10 @@ from nexusg.protocol.events import (
     HandshakeStalled,
     Ignored,
     ReauthRequested,
-    RelaySilent,
 )
 from nexusg.protocol.liveness import HealthPolicy
 from nexusg.protocol.session import AgentSession
+from nexusg.protocol.states import SessionState
 from nexusg.protocol.wsframes import GOING_AWAY, NORMAL, POLICY_VIOLATION
 from nexusg.transport.dial import open_link
 from nexusg.transport.tls import TlsOptions
@@ -46,9 +49,11 @@ from nexusg.transport.wslink import WsLink
 if TYPE_CHECKING:
     from nexusg.agent.connector import Connector
     from nexusg.agent.context import Context
+    from nexusg.agent.shell import StreamShell
     from nexusg.attest.base import TokenProvider
     from nexusg.config.model import Backend, HealthChecks, RelayTls
     from nexusg.protocol.events import Event as ProtocolEvent
+    from nexusg.protocol.outbound import OpenOutbound
     from nexusg.protocol.stream import Stream
 
 
@@ -56,6 +61,8 @@ if TYPE_CHECKING:
 ATTEST_TIMEOUT_S = 9.0
 #: A write without progress for this long: the relay, or the path to it, is stuck (section 1.3).
 WRITE_TIMEOUT_S = 10.0
+# How a relay that refuses a token ends the connection if it does not say so (section 1.4).
+_SPEECHLESS = ("eof", "reset", "tls")
 #: After a failed write, how long the reader may still find out why.
 LAST_WORD_S = 0.5
 #: How long the close frame and what stands before it may take at the end.
@@ -119,11 +126,11 @@ class Session:
         self.link = WsLink(upgraded.socket, self.core.wire)
         self.opened = True
         self._started, self._tls = started, upgraded.tls_version or ""
-        self.core.send_handshake_token(token.value, now)
-        self.tasks.spawn("writer", self._write)
-        self.tasks.spawn("ticker", self._tick)
         try:
-            self._serve(upgraded.leftover)
+            self.tasks.spawn("writer", self._write)
+            self.tasks.spawn("ticker", self._tick)
+            self.core.send_handshake_token(token.value, now)
+            contained(self._broken, self._serve, upgraded.leftover)
         finally:
             self._finish()
 
@@ -151,6 +158,18 @@ class Session:
         if self.opened:
             self.link.disown()
 
+    @property
+    def takes_outbound(self) -> bool:
+        """Whether the relay may be asked for connections now."""
+        return self.established and self.core.state is SessionState.OPEN
+
+    def connect_outbound(self, target: str, open_stream: OpenOutbound) -> None:
+        """Ask the relay to connect to ``host:port``, while `takes_outbound`. Never blocks."""
+        client_id = uuid.UUID(bytes=self.context.entropy(16), version=4).bytes
+        self.context.counters.streams_opened += 1
+        self.core.connect_outbound(client_id, target, open_stream, self.context.clock())
+        self.flush()
+
     def probe(self) -> None:
         """The network has changed: find out soon whether the relay is still there."""
         self.core.probe(self.context.clock())
@@ -164,11 +183,18 @@ class Session:
     def _serve(self, leftover: bytes) -> None:
         try:
             self._feed(leftover)
+            link, core, clock = self.link, self.core, self.context.clock
             while True:
-                count = self.link.read_into(self.core.buffer())
-                self._handle(self.core.receive(count, self.context.clock()))
-                self.link.flush()
+                count = link.read_into(core.buffer())
+                events = core.receive(count, clock())
+                if events:
+                    self._handle(events)
+                link.flush()
+                if core.sooner and self._armed_at > core.next_deadline():
+                    self._rearm.set()
         except RemoteProtocolError as error:
+            if self._closing:
+                return
             self.core.close(error.close_code, str(error))
             broken = SessionLost(f"the relay broke the protocol: {error}", "protocol")
             if not self.core.accepted:
@@ -190,11 +216,22 @@ class Session:
 
     def _fail(self, error: SessionLost) -> NoReturn:
         """Raise why the session ended: what was found first, or what the relay's word means."""
-        if self._end is not None:
-            raise self._end from error
-        if not self.core.accepted and error.code in ("eof", "reset", "io"):
-            # Without acceptance an end is a rejection, however it is spelled (section 2.3).
-            raise Rejected(self.core.stage) from error
+        end = self._end or self._judged(error)
+        if end is error:
+            raise error
+        raise end from error
+
+    def _judged(self, error: SessionLost) -> RelayError:
+        """Without acceptance an end is a rejection, however it is spelled (section 2.3)."""
+        if self.core.accepted or error.code not in _SPEECHLESS:
+            return error
+        return Rejected(self.core.stage)
+
+    def _broken(self, error: BaseException) -> None:
+        """The reader has failed: pass on why the session ended; a bug ends this session only."""
+        if not isinstance(error, RelayError | TokenError):
+            self._task_failed("reader", error)
+            error = self._end or error
         raise error
 
     def _stop(self, error: NexusgError) -> None:
@@ -204,14 +241,19 @@ class Session:
         self.link.stop_reading()
 
     def _finish(self) -> None:
-        if not self.link.closed:
-            self.core.close(NORMAL if self._closing else GOING_AWAY)
-            self.link.wait_flushed(GOODBYE_S)
-        self.link.close()
+        self.core.close(NORMAL if self._closing else GOING_AWAY)
+        # Nothing may follow the close frame, so nothing is left to do for the streams.
         self.streams_lost = len(self.core.streams)
         self.core.lost()
-        self.context.counters.session_ended(self)
-        self.tasks.kill(GOODBYE_S)
+        try:
+            if not self.link.closed:
+                self.link.wait_flushed(GOODBYE_S)
+        finally:  # a kill must not leave the socket and the greenlets behind
+            self.link.close()
+            self.opened = False
+            self._closed.set()
+            self.context.counters.session_ended(self)
+            self.tasks.kill(GOODBYE_S)
 
     # Events of the core ----------------------------------------------------------------------
 
@@ -231,15 +273,13 @@ class Session:
             elif isinstance(event, HandshakeStalled):
                 text = f"no {event.step} from the relay within {event.seconds:g} s"
                 self._stop(SessionLost(text, "silent"))
-            elif isinstance(event, RelaySilent):
+            else:
                 text = f"nothing was heard from the relay for {event.seconds:g} s"
                 self._stop(SessionLost(text, "silent"))
 
-    def _open_stream(self, stream: Stream) -> StreamPump:
+    def _open_stream(self, stream: Stream) -> StreamShell:
         self.context.counters.streams_opened += 1
-        if self._armed_at > self.core.next_deadline():
-            self._rearm.set()
-        return StreamPump(self, stream)
+        return UdpFlow(self, stream) if stream.is_udp else StreamPump(self, stream)
 
     def _attest(self, nonce: str) -> None:
         try:
@@ -249,6 +289,8 @@ class Session:
         except TokenError as error:
             self._stop(error)
             return
+        if self.core.state is not SessionState.CHALLENGED:
+            return  # the session ended meanwhile
         self._reauth.attested(token.value)
         self.core.send_attest_token(token.value, self.context.clock())
         self.flush()
@@ -273,7 +315,6 @@ class Session:
             text = f"the relay closed the session with code {event.code}{reason}"
             error = SessionLost(text, "closed", event.code)
         self._end = self._end or error
-        self.link.wait_flushed(GOODBYE_S)  # our answer to the close frame
         raise SessionLost("closed", "closed", event.code)
 
     # Greenlets beside the reader -------------------------------------------------------------
@@ -284,7 +325,7 @@ class Session:
         except SessionLost as error:
             # The relay's close frame may still be there to be read, and says more than this.
             gevent.sleep(LAST_WORD_S)
-            self._stop(error if self.core.accepted else Rejected(self.core.stage))
+            self._stop(self._judged(error))
 
     def _tick(self) -> None:
         while True:

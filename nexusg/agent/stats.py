@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nexusg.protocol.messages import Reason, format_id
+from nexusg.protocol.outbound import OutboundStream
 from nexusg.protocol.states import StreamState
 
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nexusg.agent.session import Session
-    from nexusg.agent.streams import StreamPump
+    from nexusg.agent.shell import StreamShell
 
 
 @dataclasses.dataclass(slots=True)
@@ -30,6 +31,7 @@ class Counters:
     last_connected_at: float = 0.0  #: Unix time, 0 before the first
     streams_opened: int = 0
     dial_failures: int = 0
+    outbound_refused: int = 0  #: local programs that were not connected
     pauses: int = 0
     ignored_messages: int = 0
     stalled_links: int = 0
@@ -38,6 +40,11 @@ class Counters:
     messages_received: int = 0
     messages_sent: int = 0
     closed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    flows_evicted: int = 0
+    #: Over all ended UDP flows.
+    datagrams_dropped: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
 
     def connected(self) -> None:
         """A relay has accepted a session."""
@@ -63,11 +70,13 @@ class StreamStats:
     client: str
     target: str
     state: str
-    bytes_in: int  #: payload from the user
-    bytes_out: int  #: payload to the user
+    bytes_in: int  #: payload from the relay
+    bytes_out: int  #: payload to the relay
     buffered_bytes: int  #: waiting for the local service
     paused: bool
     is_udp: bool
+    is_outbound: bool  #: the client is a local program, and the target is behind the relay
+    datagrams_dropped: int
     connected_for_s: float
     idle_for_s: float  #: as of the last sweep, which is at most 5 s old
 
@@ -90,6 +99,7 @@ class Stats:
     """A snapshot of an agent. Sizes in bytes, durations in seconds, times as Unix time."""
 
     at: float
+    worker: int | None  #: which of several processes with the same configuration
     sessions: tuple[SessionStats, ...]
     streams: tuple[StreamStats, ...]  #: empty unless asked for
     streams_active: int
@@ -100,6 +110,7 @@ class Stats:
     streams_closed: dict[str, int]  #: by reason
     streams_dropped: int  #: closed for any reason but normal
     dial_failures: int
+    outbound_refused: int
     bytes_received: int
     bytes_sent: int
     messages_received: int
@@ -116,9 +127,11 @@ class Stats:
     ignored_messages: int
     stalled_links: int
     events_dropped: int
+    flows_evicted: int  #: UDP flows that were ended because there were too many
+    datagrams_dropped: dict[str, int]  #: by cause: early, full, overflow, oversize, refused
 
 
-def stream_stats(pump: StreamPump, now: float) -> StreamStats:
+def stream_stats(pump: StreamShell, now: float) -> StreamStats:
     """The figures of one stream at ``now`` (monotonic seconds)."""
     stream, session = pump.stream, pump.session
     return StreamStats(
@@ -134,6 +147,8 @@ def stream_stats(pump: StreamPump, now: float) -> StreamStats:
         buffered_bytes=pump.buffered_bytes,
         paused=stream.paused,
         is_udp=stream.is_udp,
+        is_outbound=isinstance(stream, OutboundStream),
+        datagrams_dropped=sum(pump.losses().values()),
         connected_for_s=now - stream.opened_at,
         idle_for_s=now - stream.idle_since,
     )
@@ -141,19 +156,24 @@ def stream_stats(pump: StreamPump, now: float) -> StreamStats:
 
 def totals(
     counters: Counters,
-    pumps: Iterable[StreamPump],
+    pumps: Iterable[StreamShell],
     sessions: Iterable[Session],
     slots: tuple[SessionStats, ...],
     *,
     streams: tuple[StreamStats, ...],
     buffered_bytes: int,
     events_dropped: int,
+    worker: int | None = None,
 ) -> Stats:
     """Put the snapshot together."""
     pumps, live = list(pumps), list(sessions)
+    dropped = collections.Counter(counters.datagrams_dropped)
+    for pump in pumps:
+        dropped.update(pump.losses())
     pending = sum(pump.stream.state is StreamState.OPENING for pump in pumps)
     return Stats(
         at=time.time(),
+        worker=worker,
         sessions=slots,
         streams=streams,
         streams_active=len(pumps) - pending,
@@ -164,6 +184,7 @@ def totals(
         streams_closed=dict(counters.closed),
         streams_dropped=sum(counters.closed.values()) - counters.closed[Reason.NORMAL.value],
         dial_failures=counters.dial_failures,
+        outbound_refused=counters.outbound_refused,
         bytes_received=counters.bytes_received + sum(s.link.bytes_in for s in live),
         bytes_sent=counters.bytes_sent + sum(s.link.bytes_out for s in live),
         messages_received=counters.messages_received + sum(s.core.messages_in for s in live),
@@ -180,4 +201,6 @@ def totals(
         ignored_messages=counters.ignored_messages,
         stalled_links=counters.stalled_links,
         events_dropped=events_dropped,
+        flows_evicted=counters.flows_evicted,
+        datagrams_dropped=dict(dropped),
     )

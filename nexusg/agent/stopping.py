@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nexusg.agent.context import Context
     from nexusg.agent.session import Session
-    from nexusg.agent.streams import StreamPump
+    from nexusg.agent.shell import StreamShell
     from nexusg.agent.supervisor import Supervisor
     from nexusg.agent.tasks import Tasks
 
@@ -45,7 +45,7 @@ def drain(
     for session in _established(slots):
         session.drain()
     deadline = context.clock() + grace_s
-    activity: dict[StreamPump, tuple[int, float]] = {}
+    activity: dict[StreamShell, tuple[int, float]] = {}
     while context.pumps and context.clock() < deadline:
         _end_idle(context, activity)
         if context.pumps and cut_short.wait(STEP_S):
@@ -63,7 +63,7 @@ def _established(slots: Sequence[Supervisor]) -> list[Session]:
     return [session for session in sessions if session is not None and session.established]
 
 
-def _end_idle(context: Context, activity: dict[StreamPump, tuple[int, float]]) -> None:
+def _end_idle(context: Context, activity: dict[StreamShell, tuple[int, float]]) -> None:
     now, idle_s = context.clock(), context.config.shutdown.idle_s
     for pump in list(context.pumps):
         stream = pump.stream

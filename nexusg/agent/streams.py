@@ -11,21 +11,20 @@ is nothing to throw away at the end and TCP itself holds the service back.
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gevent
-from gevent.event import Event
 
-from nexusg.agent.lifecycle import StreamClosed, StreamConnected, StreamPaused, StreamResumed
-from nexusg.errors import NexusgError, NoRoute, TargetError
-from nexusg.protocol.messages import MAX_PAYLOAD_BYTES, Reason, format_id
+from nexusg.agent.lifecycle import StreamPaused, StreamResumed
+from nexusg.agent.shell import StreamShell
+from nexusg.errors import NoRoute, TargetError
+from nexusg.protocol.messages import MAX_PAYLOAD_BYTES, Reason
 from nexusg.protocol.states import StreamState
-from nexusg.protocol.stream import Cause
 from nexusg.targets.base import READ_BYTES
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from nexusg.agent.session import Session
     from nexusg.agent.tasks import Task
@@ -44,36 +43,19 @@ LINGER_STEP_S = 0.02
 RESUME_PART = 4
 
 
-class StreamPump:
+class StreamPump(StreamShell):
     """The shell of one stream: a `StreamListener`, its target, and its greenlets."""
 
-    __slots__ = (
-        "_backlog",
-        "_broken",
-        "_drainer",
-        "_main",
-        "_target",
-        "_user_gone",
-        "_waiter",
-        "buffered_bytes",
-        "done",
-        "session",
-        "stream",
-    )
+    __slots__ = ("_backlog", "_broken", "_drainer", "_user_gone")
+
+    _target: Target | None
 
     def __init__(self, session: Session, stream: Stream) -> None:
-        self.stream = stream
-        self.done = False
-        self.buffered_bytes = 0
-        self.session = session
-        self._target: Target | None = None
+        super().__init__(session, stream)
         self._backlog: collections.deque[memoryview | bytes] | None = None
-        self._broken = False  # the service takes nothing any more
+        self._broken = ""  # why the service takes nothing any more
         self._user_gone = False
-        self._waiter: Event | None = None
         self._drainer: Task | None = None
-        session.context.pumps.add(self)
-        self._main = session.context.tasks.spawn("stream", self._run)
 
     # StreamListener: called from the protocol core, never blocking ---------------------------
 
@@ -87,69 +69,20 @@ class StreamPump:
             return
         try:
             taken = target.try_send(payload)
-        except OSError:
-            self._break()
+        except Exception as error:  # a target of the program's own may raise anything, here to us
+            self._break(error)
             return
         if taken == len(payload):
             self.stream.consumed()
         else:
             self._keep(bytes(payload[taken:]))
-            self._drainer = self._spawn(self._drain)
+            self._start_drainer()
 
-    def on_credit(self) -> None:
-        """Wake the greenlet if it waits for the relay."""
-        if self._waiter is not None:
-            self._waiter.set()
-
-    def on_end(self, cause: Cause) -> None:
-        """The relay or the session has ended the stream."""
-        if cause is Cause.USER:
-            self._user_left()
-        elif cause is Cause.TIMEOUT:
-            self.finish(Reason.TIMEOUT, "agent", "the relay no longer knows the stream")
-        elif cause is Cause.REPLACED:
-            self.finish(Reason.UNKNOWN, "user", "the relay used the stream's ID again")
-        else:
-            self.finish(Reason.SESSION_ENDED, "session", "")
-
-    # The end ---------------------------------------------------------------------------------
-
-    @property
-    def target_name(self) -> str:
-        """The local service's name for logs, empty until it is connected."""
-        return self._target.name if self._target is not None else ""
-
-    def finish(self, reason: Reason, ended_by: str, error: str) -> None:
-        """End the stream now, with all that belongs to it. Idempotent; never blocks."""
-        if self.done:
-            return
-        self.done = True
-        stream, context = self.stream, self.session.context
-        if stream.state is StreamState.DELIVERING:
-            stream.delivered()
-        else:
-            stream.abort(reason)
-        self.session.flush()
+    def _release(self) -> None:
         self._drop_backlog()
-        if self._target is not None:
-            self._target.close()
-        current = gevent.getcurrent()
-        for task in (self._main, self._drainer):
-            if task is not None and task is not current:
-                task.kill(block=False)
-        context.pumps.discard(self)
-        context.counters.closed[reason.value] += 1
-        context.emit(
-            StreamClosed(
-                **self._names(),
-                reason=reason.value,
-                ended_by=ended_by,
-                error=error,
-                bytes_in=stream.bytes_in,
-                bytes_out=stream.bytes_out,
-                duration_s=round(context.clock() - stream.opened_at, 3),
-            )
-        )
+
+    def _helpers(self) -> Iterator[Task | None]:
+        yield self._drainer
 
     # Local service to relay ------------------------------------------------------------------
 
@@ -157,20 +90,22 @@ class StreamPump:
         try:
             target = self.session.connector.connect(self.stream)
         except (TargetError, NoRoute) as error:
-            self.session.context.counters.dial_failures += 1
-            self.finish(Reason.DIAL_FAILED, "agent", str(error))
+            self._dial_failed(error)
             return
         if self.done:
             target.close()
             return
+        self._begin(target)
+
+    def _begin(self, target: Target) -> None:
+        """Both ends are connected: carry. Blocks."""
         self._target = target
         self._report_connected()
         self.stream.dialled()
         if self._user_gone:
             self._deliver()
             return
-        if self._backlog:
-            self._drainer = self._spawn(self._drain)
+        self._start_drainer()
         self._relay()
 
     def _relay(self) -> None:
@@ -189,8 +124,7 @@ class StreamPump:
             if not self._flushing:
                 return  # the user has gone meanwhile
         self.session.flush()
-        if self._backlog and not self._broken:
-            self._stop_drainer()
+        if self._backlog:
             self._deliver(reason, "target", error)
         else:
             self.finish(reason, "target", error)
@@ -211,23 +145,19 @@ class StreamPump:
             elif link.full:
                 link.wait_for_room()
             else:
-                bulk = window.unlimited or window.available > 1
-                data = target.try_read(READ_BYTES if bulk else MAX_PAYLOAD_BYTES)
+                bulk = window.available > 1 or window.unlimited
+                limit = READ_BYTES if bulk else MAX_PAYLOAD_BYTES
+                data = target.try_read(limit)
                 if data is None:
                     target.wait_readable()
-                elif len(data) and stream.state is StreamState.OPEN:
-                    stream.send(memoryview(data))
-                    link.flush()
-                else:
+                    continue
+                size = len(data)
+                if not size or stream.state is not StreamState.OPEN:
                     return
-
-    def _wait(self, timeout_s: float | None) -> None:
-        """Wait for `on_credit`. Blocks."""
-        waiter = self._waiter = Event()
-        try:
-            waiter.wait(timeout_s)
-        finally:
-            self._waiter = None
+                stream.send(data)
+                link.flush()
+                if size < limit:  # that was all there is, most likely: do not ask the kernel again
+                    target.wait_readable()
 
     # Relay to local service ------------------------------------------------------------------
 
@@ -254,13 +184,17 @@ class StreamPump:
                 )
             )
 
+    def _start_drainer(self) -> None:
+        if self._backlog and self._drainer is None:
+            self._drainer = self._spawn(self._drain)
+
     def _drain(self) -> None:
         """Write the backlog as fast as the service takes it. Blocks."""
         try:
             while self._backlog:
                 self._write_head()
-        except OSError:
-            self._break()
+        except OSError as error:
+            self._break(error)
         self._drainer = None
 
     def _write_head(self) -> None:
@@ -268,7 +202,7 @@ class StreamPump:
         assert backlog
         assert target is not None
         head = backlog[0]
-        taken = target.send(head) if len(head) else 0
+        taken = min(target.send(head), len(head)) if len(head) else 0
         if self._backlog is not backlog:
             return  # the stream was ended meanwhile
         if taken < len(head):
@@ -284,12 +218,12 @@ class StreamPump:
             self.session.context.emit(StreamResumed(**self.session.names(), **self._id()))
         self.session.flush()
 
-    def _break(self) -> None:
+    def _break(self, error: Exception) -> None:
         """The service takes nothing any more; what it has said so far is still carried."""
-        self._broken = True
+        self._broken = getattr(error, "strerror", None) or str(error) or type(error).__name__
         self._drop_backlog()
-        if self._user_gone:
-            self.finish(Reason.NORMAL, "user", "")
+        if not isinstance(error, OSError):
+            self.session.context.task_failed("stream", error)
 
     def _drop_backlog(self) -> None:
         self.session.context.budget.release(self.buffered_bytes)
@@ -300,35 +234,38 @@ class StreamPump:
 
     def _user_left(self) -> None:
         self._user_gone = True
-        if self._target is None:
-            if not self._backlog:
-                self.finish(Reason.NORMAL, "user", "")
-            return  # the dial goes on for the sake of what is kept
-        self._main.kill(block=False)
-        self._stop_drainer()
-        self._drainer = self._spawn(self._deliver)
-
-    def _stop_drainer(self) -> None:
-        if self._drainer is not None:
-            self._drainer.kill(block=False)
-            self._drainer = None
+        if self._target is not None:
+            self._main.kill(block=False)
+            self._main = self._spawn(self._deliver)
+        elif not self.buffered_bytes:
+            self.finish(Reason.NORMAL, "user", "")
+        # Otherwise the dial goes on for the sake of what is kept.
 
     def _deliver(
         self, reason: Reason = Reason.NORMAL, ended_by: str = "user", error: str = ""
     ) -> None:
         """Give the local service the rest, then the end (PROTOCOL.md section 6.6). Blocks."""
-        assert self._target is not None
+        # The drainer is let finish: ended in the midst of a write, nobody knows what was written.
+        self._start_drainer()
+        while self._drainer is not None:
+            before = self.buffered_bytes
+            self._drainer.join(DELIVERY_TIMEOUT_S)
+            if self._drainer is not None and self.buffered_bytes == before:
+                error = f"{before} bytes could not be delivered to the local service"
+                self.finish(reason, ended_by, error)
+                return
         try:
-            while self._backlog:
-                with gevent.Timeout(DELIVERY_TIMEOUT_S, _Undelivered()):
-                    self._write_head()
-            self._target.shutdown_write()
-            self._linger(self._target)
+            self._say_end()
         except OSError as failure:
             error = error or failure.strerror or str(failure)
-        except _Undelivered:
-            error = f"{self.buffered_bytes} bytes could not be delivered to the local service"
-        self.finish(reason, ended_by, error)
+        self.finish(reason, ended_by, error or self._broken)
+
+    def _say_end(self) -> None:
+        target = self._target
+        assert target is not None
+        if not self._broken:
+            target.shutdown_write()
+            self._linger(target)
 
     def _linger(self, target: Target) -> None:
         clock = self.session.context.clock
@@ -347,33 +284,3 @@ class StreamPump:
                 return
             if target.unsent_bytes() == 0 and (discarded > LINGER_BYTES or waited_s > LINGER_S):
                 return
-
-    # Names -----------------------------------------------------------------------------------
-
-    def _spawn(self, function: Callable[[], None]) -> Task:
-        return self.session.context.tasks.spawn("stream", function)
-
-    def _id(self) -> dict[str, Any]:
-        return {"stream": format_id(self.stream.id)}
-
-    def _names(self) -> dict[str, Any]:
-        stream = self.stream
-        return {
-            **self.session.names(),
-            **self._id(),
-            "hostname": stream.hostname,
-            "port": stream.conn_port,
-            "client": stream.client_ip,
-            "transport": "udp" if stream.is_udp else "tcp",
-            "is_tls": stream.is_tls,
-            "target": self.target_name,
-        }
-
-    def _report_connected(self) -> None:
-        context = self.session.context
-        took_s = round(context.clock() - self.stream.opened_at, 4)
-        context.emit(StreamConnected(**self._names(), took_s=took_s))
-
-
-class _Undelivered(NexusgError):
-    """The local service took nothing for DELIVERY_TIMEOUT_S."""

@@ -19,6 +19,7 @@ from nexusg.agent.lifecycle import (
 from nexusg.agent.reconnect import ReconnectPolicy
 from nexusg.agent.session import Session
 from nexusg.agent.stats import SessionStats
+from nexusg.agent.tasks import contained
 from nexusg.errors import NexusgError, Rejected, Retry, TokenError
 
 
@@ -123,7 +124,7 @@ class Supervisor:
         where: dict[str, Any] = {"backend": self._backend.name, "relay": self._relay}
         self._count(error)
         if isinstance(error, Rejected):
-            self._provider.invalidate()
+            contained(self._not_invalidated, self._provider.invalidate)
             limit = context.config.reconnect.give_up_after_rejections
             give_up = 0 < limit <= self._policy.rejections
             context.emit(
@@ -159,6 +160,11 @@ class Supervisor:
                 )
             )
         return delay_s
+
+    def _not_invalidated(self, error: BaseException) -> None:
+        # Without its text: somebody else's code has written it, and it may quote the token.
+        failure = TokenError(f"the provider's invalidate() failed: {type(error).__name__}")
+        self._context.task_failed("token provider", failure)
 
     def _count(self, error: NexusgError) -> None:
         counters = self._context.counters

@@ -6,6 +6,7 @@ die unseen or outlive its owner. It knows neither sessions nor streams nor logs.
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Task = gevent.Greenlet[..., Any]
+
+
+def contained(
+    on_error: Callable[[BaseException], object], function: Callable[..., Any], *args: Any
+) -> Any:
+    """Call ``function(*args)``; what it raises goes to ``on_error``, and None is returned then.
+
+    A kill still ends the greenlet, quietly; Ctrl-C and sys.exit() travel to the main greenlet.
+    """
+    try:
+        return function(*args)
+    except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a leaked gevent.Timeout is a failure like any other
+        on_error(error)
+        return None
 
 
 class Tasks:
@@ -35,16 +52,29 @@ class Tasks:
         """How many tasks have not ended."""
         return len(self._running)
 
+    def __contains__(self, greenlet: object) -> bool:
+        """Whether ``greenlet`` is one of the tasks, and has not ended."""
+        return greenlet in self._running
+
     def __repr__(self) -> str:
         return f"<Tasks {self.name}: {len(self)} running>"
 
-    def spawn(self, name: str, function: Callable[..., Any], *args: Any) -> Task:
+    def spawn(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        on_error: Callable[[BaseException], object] | None = None,
+    ) -> Task:
         """Run ``function(*args)`` in a greenlet called ``name``, from the next loop turn on.
 
         A task that is killed before that turn never runs, so what needs closing belongs to the
-        spawner until the function has begun. The value of a task that failed is None.
+        spawner until the function has begun. The value of a task that failed is None. ``on_error``
+        is told of its failure instead of the owner.
         """
-        task = gevent.Greenlet(self._run, name, function, *args)
+        # Nothing stands between: each call on the way to where a task waits costs memory.
+        on_error = on_error or functools.partial(self._on_error, name)
+        task = gevent.Greenlet(contained, on_error, function, *args)
         task.name = name
         self._running.add(task)
         # A link also sees the task that was killed before it ran; a ``finally`` in it would not.
@@ -68,15 +98,6 @@ class Tasks:
         """End every task but the caller without waiting. Never blocks."""
         current = gevent.getcurrent()
         gevent.killall([task for task in self._running if task is not current], block=False)
-
-    def _run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return function(*args)
-        except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
-            raise  # a kill ends the task quietly; the other two travel to the main greenlet
-        except BaseException as error:  # a leaked gevent.Timeout is a failure of the task as well
-            self._on_error(name, error)
-            return None
 
     def _wait(self, timeout_s: float, *, kill: bool) -> bool:
         deadline = time.monotonic() + timeout_s

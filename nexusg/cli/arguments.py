@@ -83,6 +83,12 @@ def host_port(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def public_address(text: str) -> tuple[str, int]:
+    """The same for `nexusg route`, where ``:25`` stands for a whole port."""
+    host, port = host_port(f"any{text}" if text.startswith(":") else text)
+    return ("" if text.startswith(":") else host), port
+
+
 # A default of a command's own would undo what stands before the command.
 def _config(parser: argparse.ArgumentParser, default: str = argparse.SUPPRESS) -> None:
     parser.add_argument(
@@ -116,7 +122,10 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 def _route(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "address", metavar="HOST:PORT", type=host_port, help="the public name and port"
+        "address",
+        metavar="HOST:PORT",
+        type=public_address,
+        help="the public name and port; tcp:25, udp:53 or :25 is a whole port",
     )
     parser.add_argument("--backend", metavar="NAME", help="ask this backend only")
 
@@ -141,11 +150,24 @@ def _relay(parser: argparse.ArgumentParser) -> None:
     add("--public-host", "HOST", str, "127.0.0.1", "for users")
     add("--http-port", "PORT", int, HTTP_PORT, "for users by HTTP")
     add("--tls-port", "PORT", int, TLS_PORT, "for users by TLS")
+    parser.add_argument(
+        "--udp-port",
+        metavar="PORT",
+        type=int,
+        action="append",
+        default=[],
+        help="for users by UDP, may be repeated (default: none)",
+    )
     add("--dir", "DIR", Path, CERTIFICATE_FOLDER, "where certificates and the secret are kept")
     # A secret on the command line would be seen by everybody who lists processes.
     text = "what agents sign with (default: DIR/secret, made when missing)"
     add("--secret-file", "FILE", Path, None, text)
     parser.add_argument("--no-tls", action="store_true", help="plain ws for agents")
+    parser.add_argument(
+        "--allow-outbound",
+        action="store_true",
+        help="let agents connect out through the relay, to any address",
+    )
 
 
 _OPTIONS: dict[str, tuple[AddOptions, ...]] = {

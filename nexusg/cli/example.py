@@ -11,7 +11,7 @@ from nexusg.errors import ConfigError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 HUB_PORT, HTTP_PORT, TLS_PORT = 9443, 8080, 8443
@@ -35,13 +35,22 @@ def shared_secret(path: Path, *, make: bool) -> str:
 
 
 def agent_yaml(
-    relay: str, ca_file: Path | None, secret_file: Path, targets: Mapping[int, str]
+    relay: str,
+    ca_file: Path | None,
+    secret_file: Path,
+    targets: Mapping[int, str],
+    udp_ports: Sequence[int] = (),
 ) -> str:
-    """A configuration for an agent that offers ``targets``, by public port, as HOSTNAME."""
+    """A configuration for an agent that offers ``targets``, by public port, as HOSTNAME.
+
+    ``udp_ports`` are those that it claims as a whole.
+    """
+    routes = ", ".join(f"{{port: {port}}}" for port in udp_ports)
     lines = [
         "backends:",
         "  - name: demo",
         f"    hostnames: [{HOSTNAME}]",
+        *([f"    udpRoutes: [{routes}]"] if routes else []),
         f"    nexusAddresses: [{json.dumps(relay)}]",
         f"    attestation: {{hmacSecretFile: {_text(secret_file)}}}",
         *([f"    tls: {{caFile: {_text(ca_file)}}}"] if ca_file else []),

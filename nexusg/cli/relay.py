@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from nexusg.observe.stdout import StdoutLog
 
-SERVICE = "127.0.0.1:8000"  # in the configuration shown: where python -m http.server listens
+# In the configuration shown: where python -m http.server listens, and a name server.
+SERVICE, UDP_SERVICE = "127.0.0.1:8000", "127.0.0.1:53"
 
 _LEVELS = {"relay.task_failed": "error"}
 
@@ -38,14 +39,17 @@ def execute(given: argparse.Namespace) -> int:
         hub=given.listen,
         public_host=given.public_host,
         public_ports=(given.http_port, given.tls_port),
+        public_udp_ports=tuple(given.udp_port),
         tls=not given.no_tls,
+        allow_outbound=given.allow_outbound,
         certificates=given.dir,
         on_log=partial(_on_log, log),
     )
     try:
         with Signals() as signals, DevRelay(config) as relay:
-            targets = {relay.public_ports[0]: SERVICE}
-            text = example.agent_yaml(relay.url, relay.ca_file, secret_file, targets)
+            udp_ports = relay.public_udp_ports
+            targets = {**dict.fromkeys(udp_ports, UDP_SERVICE), relay.public_ports[0]: SERVICE}
+            text = example.agent_yaml(relay.url, relay.ca_file, secret_file, targets, udp_ports)
             print(f"# a configuration for this relay:\n{text}", file=sys.stderr, flush=True)
             signals.stop.wait()
     finally:

@@ -1,5 +1,7 @@
 """``nexusg route``: where a connection from outside would go, by which rule, and what else fits.
 
+A whole port is asked for as ``tcp:25`` or ``udp:53``, or, if its kind does not matter, as ``:25``.
+
 The same router as in the agent decides. What a backend claims in its configuration is told too,
 but decides nothing: the token command may claim otherwise, and the relay believes only the token.
 """
@@ -10,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from nexusg.config.hostnames import WILDCARD, normalize
+from nexusg.config.hostnames import ROUTE_KEYS, WILDCARD, is_route_key, normalize
 from nexusg.config.loader import load
 from nexusg.errors import ConfigError
 from nexusg.targets.router import Router
@@ -40,8 +42,9 @@ class Answer:
 def execute(given: argparse.Namespace) -> int:
     """Print the answer; FAILED if no backend has a target."""
     host, port = normalize(given.address[0]), given.address[1]
-    config = load(given.config).config
-    answers = [ask(backend, host, port) for backend in _chosen(config, given.backend)]
+    backends = _chosen(load(given.config).config, given.backend)
+    host = _port_key(backends, host, port) or host
+    answers = [ask(backend, host, port) for backend in backends]
     best = winner(answers)
     others = [answer for answer in answers if answer is not best]
     if given.json:
@@ -53,15 +56,16 @@ def execute(given: argparse.Namespace) -> int:
         }
         print(json.dumps(found, ensure_ascii=False))
     else:
-        print("\n".join(_text(f"{host}:{port}", best, others)))
+        address = host if is_route_key(host) else f"{host}:{port}"
+        print("\n".join(_text(address, best, others)))
     return Exit.OK if best else Exit.FAILED
 
 
 def ask(backend: Backend, host: str, port: int) -> Answer:
-    """What ``backend`` does with a connection to ``host`` at ``port``."""
+    """What ``backend`` does with a connection to ``host``, or the key of a port, at ``port``."""
     claim = _claim(backend, host, port)
     # A claimed port carries its own key instead of a name (PROTOCOL.md section 4.3).
-    name = claim if claim.startswith(("tcp:", "udp:")) else host
+    name = claim if is_route_key(claim) else host
     route = Router(backend.port_mappings).resolve(port, name)
     if route is None:
         return Answer(backend.name, claim, "", "", "", ())
@@ -93,15 +97,31 @@ def _chosen(config: Config, name: str | None) -> list[Backend]:
     return found
 
 
+def _port_key(backends: list[Backend], host: str, port: int) -> str:
+    """The key of a port that is asked for as a whole; empty if a host is."""
+    if f"{host}:" in ROUTE_KEYS:
+        return f"{host}:{port}"
+    if host:
+        return ""
+    keys = [key for backend in backends for key in _keys(backend, port)]
+    return min(keys, default=f"tcp:{port}")
+
+
 def _claim(backend: Backend, host: str, port: int) -> str:
-    for claimed in _patterns(host):
-        if claimed in backend.hostnames:
-            return claimed
-    if port in backend.tcp_ports:
-        return f"tcp:{port}"
+    """What ``backend`` claims of all that fits, the best first."""
+    keys = _keys(backend, port)
+    if is_route_key(host):
+        return host if host in keys else ""
+    claimed = [name for name in _patterns(host) if name in backend.hostnames]
+    return next(iter(claimed + keys), "")
+
+
+def _keys(backend: Backend, port: int) -> list[str]:
+    """The keys of ``port`` that ``backend`` claims."""
+    keys = [f"tcp:{port}"] if port in backend.tcp_ports else []
     if any(route.port == port for route in backend.udp_routes):
-        return f"udp:{port}"
-    return ""
+        keys.append(f"udp:{port}")
+    return keys
 
 
 def _fitting(mapping: PortMapping, host: str) -> Iterator[tuple[str, str]]:

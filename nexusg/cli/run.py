@@ -1,4 +1,4 @@
-"""``nexusg run``: the agent as a process, from its configuration to its exit code."""
+"""``nexusg run``: the agent as a process, or several, from its configuration to its exit code."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 from nexusg.agent.agent import Agent
 from nexusg.agent.tasks import Tasks
 from nexusg.config.loader import load
-from nexusg.observe.stdout import setup_cli_logging
+from nexusg.observe.stdout import MasterLog, setup_cli_logging
 
 from .arguments import override
-from .exits import OUTCOMES
+from .cpus import how_many
+from .exits import OUTCOMES, Exit
+from .master import Master, Worker
+from .orders import Orders
 from .signals import Signals
+from .workers import Workers
 
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from gevent.event import Event
 
     from nexusg.config.loader import Loaded
+    from nexusg.config.model import Logging
     from nexusg.observe.stdout import StdoutLog
 
 END_S = 1.0  # for greenlets that only wait
@@ -31,19 +36,19 @@ END_S = 1.0  # for greenlets that only wait
 def execute(given: argparse.Namespace) -> int:
     """Run the agent until it is stopped or gives up. Blocks. Raises ConfigError."""
     loaded = load(given.config)
-    log = setup_cli_logging(override(loaded.config.logging, given))
-    try:
-        _say_first(loaded, log)
-        return serve(Agent(loaded.config, on_event=log), log)
-    finally:
-        log.close()
+    logging = override(loaded.config.logging, given)
+    count = how_many(loaded.config.workers)
+    if count == 1:
+        return _alone(loaded, logging)
+    fate = _divide(loaded, logging, count)
+    return _work(fate, loaded, logging) if isinstance(fate, Worker) else fate
 
 
-def serve(agent: Agent, log: StdoutLog) -> int:
+def serve(agent: Agent, log: StdoutLog, signals: Signals | None = None) -> int:
     """Start the agent; stop it at a signal, at once at the second. Return the exit code. Blocks."""
     tasks = Tasks("command line", partial(_failed, log))
     try:
-        with Signals() as signals:
+        with signals or Signals() as signals:
             tasks.spawn("end of the agent", _then, agent.join, signals.stop.set)
             tasks.spawn("second signal", _then, signals.at_once.wait, agent.stop)
             tasks.spawn("SIGHUP", _hangups, signals.hangup, log)
@@ -53,6 +58,35 @@ def serve(agent: Agent, log: StdoutLog) -> int:
     finally:
         tasks.kill(END_S)
     return OUTCOMES[agent.outcome]
+
+
+def _alone(loaded: Loaded, logging: Logging) -> int:
+    log = setup_cli_logging(logging)
+    try:
+        _say_first(loaded, log)
+        return serve(Agent(loaded.config, on_event=log), log)
+    finally:
+        log.close()
+
+
+def _divide(loaded: Loaded, logging: Logging, count: int) -> Exit | Worker:
+    """Return in each of the workers, and in their master when they have ended. Blocks."""
+    log = MasterLog(logging)
+    _say_first(loaded, log)
+    fate = Master(Workers(count), loaded.config.shutdown.grace_s, log).run()
+    if isinstance(fate, Exit):
+        log.close()
+    return fate
+
+
+def _work(worker: Worker, loaded: Loaded, logging: Logging) -> int:
+    log = setup_cli_logging(logging, worker=worker.number)
+    orphaned = partial(log.line, "warning", "master.gone", message="this worker stops, too")
+    try:
+        agent = Agent(loaded.config, on_event=log, worker=worker.number)
+        return serve(agent, log, Orders(worker.orders, orphaned))
+    finally:
+        log.close()
 
 
 def _say_first(loaded: Loaded, log: StdoutLog) -> None:

@@ -29,9 +29,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._before[signal.SIGPIPE] = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        self._watch(signal.SIGTERM, self._stop)
-        self._watch(signal.SIGINT, self._stop)
-        self._watch(signal.SIGHUP, self.hangup.set)
+        for number, handler in self._handlers().items():
+            self._before[number] = signal.getsignal(number)
+            self._watchers.append(gevent.signal_handler(number, handler))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,9 +40,12 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # the loop leaves the system's default behind
 
-    def _watch(self, number: int, handler: Callable[[], None]) -> None:
-        self._before[number] = signal.getsignal(number)
-        self._watchers.append(gevent.signal_handler(number, handler))
+    def _handlers(self) -> dict[int, Callable[[], object]]:
+        return {
+            signal.SIGTERM: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGHUP: self.hangup.set,
+        }
 
     def _stop(self) -> None:
         (self.at_once if self.stop.is_set() else self.stop).set()

@@ -28,10 +28,14 @@ from .setting import (
     setting,
     unique,
 )
+from .socks5 import Socks5Auth
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+
+_SOCKS5 = "socks5ListenAddr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +273,17 @@ class Backend(Settings):
         "socks5ListenAddr",
         Kind.TEXT,
         None,
-        "A SOCKS5 server for local programs that connect out through the relay. Off if absent.",
+        "A SOCKS5 server for local programs that connect out through the relay, on host:port, "
+        ":port or unix:/path. Off if absent.",
         advice=checks.listen_address,
         example='"127.0.0.1:1080"',
+    )
+    socks5_auth: Socks5Auth = block("socks5Auth", Socks5Auth, "Who may use the SOCKS5 server.")
+    socks5_allow_open: bool = setting(
+        "socks5AllowOpen",
+        Kind.BOOLEAN,
+        False,
+        "Lets the SOCKS5 server listen where other hosts can connect, without a password.",
     )
     tls: RelayTls = block("tls", RelayTls, "TLS towards the relays.")
 
@@ -297,12 +309,53 @@ class Backend(Settings):
         for index, number in enumerate(udp_ports):
             if number in udp_ports[:index]:
                 yield Finding(("udpRoutes", index, "port"), f"port {number} is listed twice")
-        for key, ports in (("tcpPorts", self.tcp_ports), ("udpRoutes", udp_ports)):
+        for key, kind, ports in (
+            ("tcpPorts", "tcp", self.tcp_ports),
+            ("udpRoutes", "udp", udp_ports),
+        ):
             for number in ports:
-                if number not in self.port_mappings:
-                    text = f"port {number} has no entry in portMappings: its streams are refused"
-                    yield Finding((key,), text, fatal=False, involves=(key, "portMappings"))
+                if problem := _claimed(kind, number, self.port_mappings.get(number)):
+                    yield Finding((key,), problem, fatal=False, involves=(key, "portMappings"))
         for number in self.port_mappings:
             if checks.port(number):
                 text = "no stream has this port (1 to 65535)"
                 yield Finding(("portMappings", number), text, fatal=False)
+        address = self.socks5_listen_addr
+        if address and not checks.listen_address(address):
+            yield from self._socks5_findings()
+        if self.socks5_auth.username and not address:
+            text = "is not used, because there is no socks5ListenAddr"
+            yield Finding(("socks5Auth",), text, fatal=False, involves=("socks5Auth", _SOCKS5))
+
+    @property
+    def socks5_exposed(self) -> bool:
+        """Whether the SOCKS5 server would be open to other hosts, which nobody has asked for."""
+        asked = self.socks5_auth.username or self.socks5_allow_open
+        return not asked and not checks.listens_locally(self.socks5_listen_addr or "")
+
+    def _socks5_findings(self) -> Iterator[Finding]:
+        if self.socks5_exposed:
+            text = (
+                "would be open to other hosts: the listener will stay off without socks5Auth or "
+                "socks5AllowOpen"
+            )
+            involves = (_SOCKS5, "socks5Auth", "socks5AllowOpen")
+            yield Finding((_SOCKS5,), text, fatal=False, involves=involves)
+        attestation = self.attestation
+        if attestation.command is None and not attestation.outbound_allowed:
+            text = "needs attestation.outboundAllowed, or the relay will refuse its connections"
+            yield Finding((_SOCKS5,), text, fatal=False, involves=(_SOCKS5, "attestation"))
+
+
+def _claimed(kind: str, port: int, mapping: PortMapping | None) -> str | None:
+    """What is doubtful about the target of a claimed port, whose key stands for a host name."""
+    if mapping is None:
+        return f"port {port} has no entry in portMappings: its streams are refused"
+    key = f"{kind}:{port}"
+    target = mapping.hosts.get(key) or mapping.default
+    if target is None:
+        text = f"port {port} has neither a default nor the host {checks.quoted(key)} in"
+        return f"{text} portMappings: its streams are refused"
+    if kind == "udp" and target.startswith(checks.UNIX):
+        return f"port {port} leads to a unix socket, which takes no UDP: its streams are refused"
+    return None

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 UNIX = "unix:"
 
+AUTO = "auto"  #: of a count: as many as the machine has processors
+
+MAX_WORKERS = 512  # a slip of the finger must not fill the process table
+
 _MAX_PORT = 65535
 _MAX_SECONDS = 1_000_000_000  # 31 years: "never" for a timer, and small enough for every clock
 _MAX_UNIX_PATH = 107  # bytes of sun_path on Linux without its final zero
@@ -58,6 +62,22 @@ def at_least(least: int) -> Check:
         return None if value >= least else f"must be at least {least}"
 
     return check
+
+
+def between(least: int, most: int) -> Check:
+    """An integer with two bounds."""
+
+    def check(value: int) -> str | None:
+        return None if least <= value <= most else f"must be {least} to {most}"
+
+    return check
+
+
+def workers(value: int | str) -> str | None:
+    """A number of processes, or AUTO."""
+    if value == AUTO or (isinstance(value, int) and 1 <= value <= MAX_WORKERS):
+        return None
+    return f"must be 1 to {MAX_WORKERS}, or {AUTO}"
 
 
 def not_blank(value: str) -> str | None:
@@ -133,13 +153,16 @@ def relay_address(value: str) -> str | None:
         return f"cannot be dialled: its scheme is {quoted(scheme)}; write wss"
     if "@" in url.netloc:
         return "cannot be dialled: it holds a user or password, and relays take tokens only"
-    if scheme == "ws" and not _is_loopback(host):
+    if scheme == "ws" and not is_loopback(host):
         return "sends the token without encryption: use wss"
     return None
 
 
 def listen_address(value: str) -> str | None:
-    """Advice on the address of a listener, ``host:port`` or ``:port``."""
+    """Advice on the address of a listener: ``host:port``, ``:port`` or ``unix:/path``."""
+    if value.strip().startswith(UNIX):
+        problem = _unix_path(value.strip()[len(UNIX) :])
+        return problem and f"{problem}: the listener will stay off"
     host, colon, service = value.strip().rpartition(":")
     if colon and service.isdigit() and int(service) <= _MAX_PORT and "/" not in host:
         return None
@@ -159,7 +182,14 @@ def https(value: str) -> str | None:
     return "must begin with https://, or the relay will reject the token"
 
 
-def _is_loopback(host: str) -> bool:
+def listens_locally(value: str) -> bool:
+    """Whether only this host can reach a listener. A name does not count: it may mean anything."""
+    host, _, _ = value.strip().rpartition(":")
+    return value.strip().startswith(UNIX) or is_loopback(host.strip("[]"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, a name or address, is this host and no other."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

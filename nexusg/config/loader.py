@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nexusg.errors import ConfigError
@@ -22,6 +23,7 @@ from .model import Config
 from .report import Report
 from .secret import Secret
 from .setting import settings_of
+from .socks5 import Socks5Auth
 from .walker import Walker
 
 
@@ -79,9 +81,10 @@ def loads(
 def _loads(text: str, name: str, environ: Mapping[str, str], *, exposed: bool) -> Loaded:
     report = Report(name)
     folds: dict[Any, Fold] = {
-        Attestation: _exposed_secret if exposed else _secret,
+        Attestation: partial(_secret, "hmacSecret", exposed),
         Backend: _hostname,
         RelayTls: _tls_files,
+        Socks5Auth: partial(_secret, "password", exposed),
     }
     config = None
     try:
@@ -111,12 +114,26 @@ def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
-def _secret(walker: Walker, values: dict[str, Any], _nodes: Mapping[str, Node], path: Path) -> None:
-    """The content of hmacSecretFile replaces hmacSecret (9.4), unless a command makes it idle."""
-    file = values.pop("hmacSecretFile", None)
+def _secret(
+    key: str,
+    exposed: bool,
+    walker: Walker,
+    values: dict[str, Any],
+    nodes_: Mapping[str, Node],
+    path: Path,
+) -> None:
+    """The content of hmacSecretFile replaces hmacSecret (9.4), unless a command makes it idle.
+
+    ``key`` is the secret's; ``exposed`` is whether others can read the configuration.
+    """
+    written = nodes_[key].value if exposed and key in values else ""
+    if written and not is_expanded(written):
+        text = f"stands in a file that others can read; use {key}File, or chmod 600 this file"
+        walker.say((*path, key), text, fatal=False)
+    file = values.pop(f"{key}File", None)
     if not file or values.get("command", "").strip():
         return
-    here, shown = (*path, "hmacSecretFile"), _shown(file)
+    here, shown = (*path, f"{key}File"), _shown(file)
     try:
         data, mode = _read(file, MAX_SECRET_BYTES)
         text = data.decode().strip()
@@ -125,7 +142,7 @@ def _secret(walker: Walker, values: dict[str, Any], _nodes: Mapping[str, Node], 
     except (OSError, ValueError) as error:
         walker.say(here, f"cannot read {shown}: {_reason(error)}")
     else:
-        values["hmacSecret"] = Secret(text)
+        values[key] = Secret(text)
         if not text:
             walker.say(here, f"{shown} is empty")
         if mode & _READABLE_BY_OTHERS:
@@ -137,17 +154,6 @@ def _shown(file: str) -> str:
     if os.path.isabs(file) or os.path.isdir(os.path.dirname(file)):
         return quoted(file)
     return "the file"
-
-
-def _exposed_secret(
-    walker: Walker, values: dict[str, Any], nodes_: Mapping[str, Node], path: Path
-) -> None:
-    """Like ``_secret``, in a file that others can read."""
-    written = nodes_["hmacSecret"].value if "hmacSecret" in values else ""
-    if written and not is_expanded(written):
-        text = "stands in a file that others can read; use hmacSecretFile, or chmod 600 this file"
-        walker.say((*path, "hmacSecret"), text, fatal=False)
-    _secret(walker, values, nodes_, path)
 
 
 def _hostname(

@@ -25,6 +25,7 @@ from .backend import (
     UdpRoute,
 )
 from .setting import Block, Finding, Kind, ListOf, Settings, block, listed, setting
+from .socks5 import Socks5Auth
 
 
 if TYPE_CHECKING:
@@ -43,10 +44,13 @@ __all__ = [
     "Reconnect",
     "RelayTls",
     "Shutdown",
+    "Socks5Auth",
     "UdpRoute",
 ]
 
 MIB = 1024 * 1024
+
+MAX_DATAGRAM_BYTES = 32 * 1024  # what fits into one message (1.2)
 
 MIN_MESSAGE_BYTES = 65_553  # 64 KiB of data and 17 of header, the most a relay sends (1.2)
 
@@ -136,6 +140,22 @@ class Limits(Settings):
         unit="bytes",
         check=checks.at_least(MIN_MESSAGE_BYTES),
     )
+    udp_flows: int = setting(
+        "udpFlows",
+        Kind.INTEGER,
+        4096,  # each has a socket
+        "UDP flows at a time, or half as many as the process may have file descriptors. A further "
+        "one ends the one that was longest unused.",
+        check=checks.at_least(1),
+    )
+    udp_datagram_bytes: int = setting(
+        "udpDatagramBytes",
+        Kind.INTEGER,
+        2048,  # the server's default for its udpMaxDatagramBytes (5.7)
+        "The largest datagram passed to a user; larger ones are dropped. The relay must take it.",
+        unit="bytes",
+        check=checks.between(1, MAX_DATAGRAM_BYTES),
+    )
 
     def findings(self) -> Iterator[Finding]:
         """A stream is paused before it is ended."""
@@ -175,6 +195,13 @@ class Config(Settings):
     logging: Logging = block("logging", Logging, "What is logged, and how.")
     limits: Limits = block("limits", Limits, "Bounds of the memory that peers can make it use.")
     reconnect: Reconnect = block("reconnect", Reconnect, "When the agent stops trying.")
+    workers: int | str = setting(
+        "workers",
+        Kind.COUNT,
+        1,
+        "Processes, each with sessions and limits of its own. auto: one for each processor.",
+        check=checks.workers,
+    )
 
     def __post_init__(self) -> None:
         self._set(backends=listed(self.backends))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 from yaml import Node
 
+from .checks import AUTO
+
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may lack libyaml
 
@@ -129,6 +131,18 @@ def integer_of(node: Node) -> int:
     if not -_INT64 <= value < _INT64:
         raise WrongType("is too large")
     return value
+
+
+def count_of(node: Node) -> int | str:
+    """A plain integer, or "auto". Raises WrongType."""
+    if text_of(node) == AUTO:
+        return AUTO
+    wanted = f"a whole number or {AUTO}"
+    _plain(node, wanted)
+    try:
+        return integer_of(node)
+    except WrongType:
+        raise WrongType(f"must be {wanted}") from None
 
 
 def number_of(node: Node) -> float:

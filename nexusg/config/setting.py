@@ -27,6 +27,7 @@ class Kind(enum.Enum):
     TEXT = "text"
     SECRET = "secret"
     INTEGER = "integer"
+    COUNT = "integer or auto"
     NUMBER = "number"
     BOOLEAN = "true or false"
 

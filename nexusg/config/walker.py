@@ -38,6 +38,7 @@ _READERS: dict[Kind, Callable[[Node], Any]] = {
     Kind.TEXT: nodes.text_of,
     Kind.SECRET: nodes.text_of,
     Kind.INTEGER: nodes.integer_of,
+    Kind.COUNT: nodes.count_of,
     Kind.NUMBER: nodes.number_of,
     Kind.BOOLEAN: nodes.boolean_of,
 }

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nexusg.agent.lifecycle import StreamClosed, StreamConnected
+from nexusg.agent.lifecycle import OutboundConnected, StreamClosed, StreamConnected
 
 from .redaction import redact_fields
 from .repeats import Repeats
@@ -40,8 +40,8 @@ ABNORMAL_ENDS = frozenset({"dial_failed", "buffer_full", "timeout", "local_error
 
 _HIDDEN: dict[str, tuple[type[LifecycleEvent], ...]] = {
     "all": (),
-    "closed": (StreamConnected,),
-    "off": (StreamConnected, StreamClosed),
+    "closed": (StreamConnected, OutboundConnected),
+    "off": (StreamConnected, OutboundConnected, StreamClosed),
 }
 
 

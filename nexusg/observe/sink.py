@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.monkey import get_original
 
+from .turns import Turns
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +35,8 @@ class LineWriter:
 
     ``capacity_bytes`` is how much may wait. After an overflow nothing is taken until half of it is
     free again; then ``dropped_line(count)`` goes where the missing lines would have been. A line of
-    up to PIPE_BUF bytes is one atomic write (pipe(7)), so other writers cannot split it.
+    up to PIPE_BUF bytes is one atomic write (pipe(7)), so other writers cannot split it; with
+    ``shared`` other processes that write so, too, cannot split longer ones (``turns``).
     """
 
     def __init__(
@@ -42,12 +45,14 @@ class LineWriter:
         *,
         capacity_bytes: int = CAPACITY_BYTES,
         dropped_line: Callable[[int], bytes],
+        shared: bool = False,
     ) -> None:
         self.dropped = 0  #: lines that were not taken, ever
         self.failed = 0  #: lines that the descriptor refused: nobody reads there any more
         self._fd = fd
         self._capacity_bytes = capacity_bytes
         self._dropped_line = dropped_line
+        self._turns = Turns(fd) if shared else None
         self._missed = 0  # lines dropped since the last report
         self._accepted_bytes = 0
         self._done_bytes = 0  # only the thread adds to it
@@ -109,7 +114,7 @@ class LineWriter:
         line = self._lines.get()
         if line is None:
             return False
-        self._put(line)
+        self._put_in_turn(line)
         self._done_bytes += len(line)
         if self._missed and self.queued_bytes <= self._capacity_bytes // 2:
             self._reopen()
@@ -119,6 +124,16 @@ class LineWriter:
         with self._lock:
             self._accept(self._dropped_line(self._missed))
             self._missed = 0
+
+    def _put_in_turn(self, line: bytes) -> None:
+        if self._turns is None:
+            self._put(line)
+            return
+        self._turns.begin()
+        try:
+            self._put(line)
+        finally:
+            self._turns.end()
 
     def _put(self, line: bytes) -> None:
         rest = memoryview(line)

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .logs import LogObserver
+from .polled import PolledWriter
 from .render import renderer, timestamp
 from .sink import LineWriter
 
@@ -27,16 +28,20 @@ FLUSH_S = 1.0  # how long the end of the process waits for whoever reads its log
 
 
 class StdoutLog(LogObserver):
-    """A `LogObserver` whose lines go to a file descriptor without ever stopping the hub."""
+    """A `LogObserver` whose lines go to a file descriptor without ever stopping the hub.
 
-    def __init__(self, settings: Logging, fd: int = STDOUT) -> None:
+    The lines of a ``worker`` carry its number, and it shares the descriptor with the others.
+    """
+
+    def __init__(self, settings: Logging, fd: int = STDOUT, *, worker: int | None = None) -> None:
         super().__init__(self._write, level=settings.level, streams=settings.streams)
         terminal = os.isatty(fd)
         self._render = renderer(
             console=settings.format == "console" or (settings.format == "auto" and terminal),
             colors=terminal and not os.environ.get("NO_COLOR"),  # no-color.org
         )
-        self._writer = LineWriter(fd, dropped_line=self._dropped)
+        self._worker: Fields = {} if worker is None else {"worker": worker}
+        self._writer = self._open(fd)
         self._handler: _Handler | None = None
 
     def adopt_logging(self) -> None:
@@ -54,6 +59,9 @@ class StdoutLog(LogObserver):
             self._handler = None
         return self._writer.close(timeout_s)
 
+    def _open(self, fd: int) -> LineWriter | PolledWriter:
+        return LineWriter(fd, dropped_line=self._dropped, shared=bool(self._worker))
+
     def _write(self, level: str, name: str, at: float, fields: Fields) -> None:
         self._writer.write(self._line(level, name, at, fields))
 
@@ -61,13 +69,27 @@ class StdoutLog(LogObserver):
         return self._line("warning", "log.dropped", time.time(), {"count": count})
 
     def _line(self, level: str, name: str, at: float, fields: Fields) -> bytes:
-        head = {"timestamp": timestamp(at), "level": level, "event": name}
+        head = {"timestamp": timestamp(at), "level": level, "event": name, **self._worker}
         return self._render({**head, **fields, **head})  # first in order, and not to be replaced
 
 
-def setup_cli_logging(settings: Logging, fd: int = STDOUT) -> StdoutLog:
+class MasterLog(StdoutLog):
+    """The log of the process above several workers: it starts no thread and needs no hub."""
+
+    def __init__(self, settings: Logging, fd: int = STDOUT) -> None:
+        #: To be flushed now and then while something is ``waiting``.
+        self.writer = PolledWriter(fd, dropped_line=self._dropped)
+        super().__init__(settings, fd)
+
+    def _open(self, fd: int) -> PolledWriter:
+        return self.writer
+
+
+def setup_cli_logging(
+    settings: Logging, fd: int = STDOUT, *, worker: int | None = None
+) -> StdoutLog:
     """The log of this process as ``settings`` want it, the records of libraries included."""
-    log = StdoutLog(settings, fd)
+    log = StdoutLog(settings, fd, worker=worker)
     log.adopt_logging()
     return log
 

@@ -29,6 +29,10 @@ from nexusg.errors import LocalProtocolError
 
 #: First window and replenishing batch of every server since v0.3.7 (PROTOCOL.md section 5).
 WINDOW, BATCH = 64, 8
+#: For UDP streams. A relay without credits blocks the reader of the whole port, so there are many
+#: (section 5.7); but not as many as the relay's lane to this agent holds messages: in a flood the
+#: lane overflows with 1024, and users of TCP lose their streams, too (section 4.4).
+UDP_WINDOW, UDP_BATCH = 192, 16
 #: Both sides clamp a grant to this.
 MAX_GRANT = 1 << 20
 
@@ -133,11 +137,14 @@ class Granter:
         self.given += self.window
         return self.window
 
-    def consume(self, frames: int = 1) -> None:
-        """Count ``frames`` that their receiver has taken."""
-        repaid = min(frames, self._advanced)
-        self._advanced -= repaid
-        self._consumed += frames - repaid
+    def consume(self, frames: int = 1) -> bool:
+        """Count ``frames`` that their receiver has taken; whether there may be something due."""
+        if self._advanced:
+            repaid = min(frames, self._advanced)
+            self._advanced -= repaid
+            frames -= repaid
+        self._consumed += frames
+        return self._consumed >= self._batch
 
     def due(self) -> int:
         """Credits to give now, 0 or at least a batch; the caller must send what this returns."""

@@ -34,4 +34,12 @@ class AgentSilent:
     seconds: float
 
 
-RelayEvent = TokenReceived | TokenOverdue | AgentSilent | Closed | Ignored
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutboundRequested:
+    """The agent asks for a connection to ``target_addr``: answer with an outbound_result."""
+
+    client_id: bytes
+    target_addr: str
+
+
+RelayEvent = TokenReceived | TokenOverdue | AgentSilent | OutboundRequested | Closed | Ignored

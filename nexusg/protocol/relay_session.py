@@ -33,6 +33,7 @@ from nexusg.protocol.messages import (
 from nexusg.protocol.messages import Event as ControlEvent
 from nexusg.protocol.relay_events import (
     AgentSilent,
+    OutboundRequested,
     RelayEvent,
     TokenOverdue,
     TokenReceived,
@@ -136,6 +137,7 @@ class RelaySession:
     ) -> RelayStream | None:
         """Announce a stream with the ``connect`` message; None if that was lost in a full lane.
 
+        The answer to `OutboundRequested`, when it is a success, announces a stream just so.
         With ``recorded`` false the agent's messages about it are ignored until `record` is called
         (PROTOCOL.md section 5.4). Raises LocalProtocolError unless the session is open.
         """
@@ -353,9 +355,11 @@ class RelaySession:
         stream = self.streams.get(message.client_id)
         if message.event not in _AGENT_EVENTS:
             raise Malformed("event that an agent does not send, or that is unknown")
-        if stream is None:
+        if message.event == ControlEvent.OUTBOUND_CONNECT:
+            self._events.append(OutboundRequested(message.client_id, message.target_addr))
+        elif stream is None:
             return  # the relay says nothing about what it does not know (section 4.3)
-        if message.event == ControlEvent.RESUME_STREAM:
+        elif message.event == ControlEvent.RESUME_STREAM:
             stream.granted(message.credits)
         elif message.event == ControlEvent.PAUSE_STREAM:
             stream.pause()
@@ -382,5 +386,6 @@ _AGENT_EVENTS = frozenset(
         ControlEvent.PAUSE_STREAM.value,
         ControlEvent.DISCONNECT.value,
         ControlEvent.PING_CLIENT.value,
+        ControlEvent.OUTBOUND_CONNECT.value,
     )
 )

@@ -14,16 +14,12 @@ from __future__ import annotations
 
 import collections
 import math
+import struct
 from typing import TYPE_CHECKING
 
 from nexusg.errors import RemoteProtocolError
 from nexusg.protocol.credit import WINDOW
-from nexusg.protocol.events import (
-    Closed,
-    HandshakeStalled,
-    Ignored,
-    RelaySilent,
-)
+from nexusg.protocol.events import Closed, HandshakeStalled, Ignored, RelaySilent
 from nexusg.protocol.handshake import Handshake
 from nexusg.protocol.liveness import Health, HealthPolicy, Liveness, Sign
 from nexusg.protocol.messages import (
@@ -37,26 +33,23 @@ from nexusg.protocol.messages import (
     encode_control,
 )
 from nexusg.protocol.messages import Event as ControlEvent
+from nexusg.protocol.outbound import Requests
 from nexusg.protocol.states import SessionInput, SessionState
 from nexusg.protocol.stream import RELAY_PAUSE_S, Cause, Stream
 from nexusg.protocol.tombstones import Tombstones
 from nexusg.protocol.wire import Wire
-from nexusg.protocol.wsframes import (
-    BINARY,
-    CLOSE,
-    MAX_MESSAGE_BYTES,
-    NORMAL,
-    PONG,
-    TEXT,
-)
+from nexusg.protocol.wsframes import BINARY, CLOSE, MAX_MESSAGE_BYTES, NORMAL, PONG, TEXT
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nexusg.protocol.events import Event
+    from nexusg.protocol.outbound import OpenOutbound
     from nexusg.protocol.stream import StreamListener
 
+
+_CLIENT_ID = struct.Struct("16s").unpack_from
 
 #: How long a relay may take to record a stream that it has announced (PROTOCOL.md section 5.4).
 SETTLE_S = 0.02
@@ -84,6 +77,7 @@ class AgentSession:
         self.wire = Wire(is_client=True, entropy=entropy, max_message_bytes=max_message_bytes)
         self.streams: dict[bytes, Stream] = {}
         self.messages_in = 0
+        self.sooner = False  #: whether the next deadline may have come nearer
         self._handshake = Handshake(self.wire)
         self._liveness = Liveness(now)
         self._health = Health(health, now)
@@ -91,6 +85,7 @@ class AgentSession:
         self._forward_window = forward_window
         self._settling: collections.OrderedDict[bytes, Stream] = collections.OrderedDict()
         self._tombstones = Tombstones()
+        self._requests = Requests(self)
         self._trickle_at = now + TRICKLE_S
         self._events: list[Event] = []
         self._now = now
@@ -150,16 +145,17 @@ class AgentSession:
             return self._receive_last(count)
         streams = self.streams
         for opcode, payload in self.wire.parser.receive(count):
-            if opcode == BINARY and len(payload) >= DATA_HEADER_BYTES and payload[0] == DATA:
+            size = len(payload) - DATA_HEADER_BYTES
+            if opcode == BINARY and size >= 0 and payload[0] == DATA:
                 self.messages_in += 1
-                client_id = bytes(payload[1:DATA_HEADER_BYTES])
+                (client_id,) = _CLIENT_ID(payload, 1)
                 stream = streams.get(client_id)
                 if stream is None or not stream.settled:
                     self._unusual_data(client_id, stream)
                     stream = streams.get(client_id)
                 if stream is not None:
                     stream.frames_in += 1
-                    stream.bytes_in += len(payload) - DATA_HEADER_BYTES
+                    stream.bytes_in += size
                     stream.listener.on_data(payload[DATA_HEADER_BYTES:])
             else:
                 self._receive_other(opcode, payload)
@@ -175,6 +171,12 @@ class AgentSession:
         """Commit one encoded message, unless the session is being closed."""
         if not self.wire.close_sent:
             self.wire.send_binary(message)
+
+    def connect_outbound(
+        self, client_id: bytes, target_addr: str, open_stream: OpenOutbound, now: float
+    ) -> None:
+        """Ask for a connection to ``host:port``, as `Requests.send` does."""
+        self._requests.send(client_id, target_addr, open_stream, self._forward_window, now)
 
     # Ending ----------------------------------------------------------------------------------
 
@@ -196,14 +198,15 @@ class AgentSession:
         """The connection is gone: every stream ends with it."""
         self._handshake.step(SessionInput.LOST)
         self._settling.clear()
-        streams, self.streams = self.streams, {}
-        for stream in streams.values():
+        streams, self.streams = [*self.streams.values(), *self._requests.take()], {}
+        for stream in streams:
             stream.ended(Cause.SESSION)
 
     def forget(self, stream: Stream) -> None:
         """``stream`` has closed: late data for it is normal from now on."""
         if self.streams.get(stream.id) is stream:
             del self.streams[stream.id]
+        self._requests.forget(stream)
         self._health.forget(stream)
         self._tombstones.add(stream.id, self._now)
 
@@ -211,6 +214,7 @@ class AgentSession:
 
     def next_deadline(self) -> float:
         """When `tick` is to be called at the latest (monotonic seconds); perhaps infinity."""
+        self.sooner = False
         if self.state in _ENDING:
             return math.inf
         due = [self._liveness.deadline]
@@ -299,11 +303,14 @@ class AgentSession:
             self._settle(settling)
         elif not self._tombstones.holds(client_id, self._now):
             self._events.append(Ignored("data for an unknown stream"))
-            self._tombstones.add(client_id, self._now)  # one answer for each ID is enough
-            if self.wire.may_answer:
-                self.send_control(
-                    Control(ControlEvent.DISCONNECT, client_id, reason=Reason.UNKNOWN.value)
-                )
+            self.disown(client_id)
+
+    def disown(self, client_id: bytes) -> None:
+        """Say that ``client_id`` is no stream of ours, and no more about it for a while."""
+        self._tombstones.add(client_id, self._now)
+        if self.wire.may_answer:
+            reason = Reason.UNKNOWN.value
+            self.send_control(Control(ControlEvent.DISCONNECT, client_id, reason=reason))
 
     def _receive_other(self, opcode: int, payload: memoryview | bytes) -> None:
         if opcode == BINARY:
@@ -347,6 +354,8 @@ class AgentSession:
         stream = self.streams.get(message.client_id)
         if message.event == ControlEvent.DISCONNECT:
             self._disconnect(message.client_id, stream)
+        elif message.event == ControlEvent.OUTBOUND_RESULT:
+            self._requests.receive(message)
         elif stream is None:
             return  # credits and pongs may follow the end of their stream (section 4.4)
         elif message.event == ControlEvent.RESUME_STREAM:
@@ -364,6 +373,7 @@ class AgentSession:
         self._settling.pop(message.client_id, None)  # so that the order stays that of time
         stream = Stream(self, message, self._forward_window, self._now)
         self._settling[stream.id] = stream
+        self.sooner = True
         if self.state is SessionState.DRAINING:
             stream.abort(Reason.SHUTDOWN)  # which is held back until it is settled
             return
@@ -373,9 +383,7 @@ class AgentSession:
     def _disconnect(self, client_id: bytes, stream: Stream | None) -> None:
         self._settling.pop(client_id, None)
         if stream is not None:
-            del self.streams[client_id]
-            self._health.forget(stream)
-            self._tombstones.add(client_id, self._now)
+            self.forget(stream)
             stream.ended(Cause.USER)
 
     def _settle(self, stream: Stream) -> None:

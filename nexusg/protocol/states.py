@@ -5,9 +5,10 @@ does not know which role we play: inputs are steps of the protocol, not directio
 
 *Theory of operation.* A session proves itself in two stages, is open, may be drained, and is
 closed by a closing handshake or by the loss of its connection. A stream is opened by the relay
-while its target is still being dialled; from then on either end may finish. When the local
-service finishes first, the stream is FLUSHING until the relay has acknowledged the last frame;
-when the user finishes first, it is DELIVERING until the local service has taken the last byte.
+while its target is still being dialled, or asked for by us, and then the relay dials; from then on
+either end may finish. When the local end finishes first, the stream is FLUSHING until the relay has
+acknowledged the last frame; when the other one does, it is DELIVERING until the local end has taken
+the last byte.
 
 Every (state, input) pair either has a row or raises LocalProtocolError. A peer's message that has
 no row is turned into RemoteProtocolError where its bytes enter.
@@ -52,7 +53,7 @@ class SessionInput(enum.Enum):
 class StreamState(enum.Enum):
     """The life of one stream at the agent (PROTOCOL.md section 6)."""
 
-    OPENING = "opening"  #: the target is being dialled; forward data is kept
+    OPENING = "opening"  #: one end is connected, the other is being dialled; data is kept
     OPEN = "open"
     FLUSHING = "flushing"  #: the local service has finished; the relay's acknowledgements are due
     DELIVERING = "delivering"  #: the user has gone; buffered bytes still go to the local service
@@ -63,6 +64,7 @@ class StreamInput(enum.Enum):
     """What moves a stream."""
 
     DIALLED = "dialled"
+    REFUSED = "refused by the relay"
     LOCAL_EOF = "local end of file"
     FLUSHED = "flushed"
     RECV_DISCONNECT = "disconnect received"
@@ -96,6 +98,7 @@ _T, _J = StreamState, StreamInput
 
 STREAM: dict[tuple[StreamState, StreamInput], StreamState] = {
     (_T.OPENING, _J.DIALLED): _T.OPEN,
+    (_T.OPENING, _J.REFUSED): _T.CLOSED,
     (_T.OPENING, _J.RECV_DISCONNECT): _T.DELIVERING,
     (_T.OPEN, _J.LOCAL_EOF): _T.FLUSHING,
     (_T.OPEN, _J.RECV_DISCONNECT): _T.DELIVERING,

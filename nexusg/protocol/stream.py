@@ -11,7 +11,14 @@ import enum
 from typing import TYPE_CHECKING, Protocol
 
 from nexusg.errors import LocalProtocolError
-from nexusg.protocol.credit import BarrierStep, FlushBarrier, Granter, SendWindow
+from nexusg.protocol.credit import (
+    UDP_BATCH,
+    UDP_WINDOW,
+    BarrierStep,
+    FlushBarrier,
+    Granter,
+    SendWindow,
+)
 from nexusg.protocol.messages import MAX_PAYLOAD_BYTES, Control, Event, Reason, encode_grant
 from nexusg.protocol.states import STREAM, StreamInput, StreamState, advance
 
@@ -33,6 +40,7 @@ class Cause(enum.Enum):
     TIMEOUT = "timeout"  #: the relay has forgotten the stream (PROTOCOL.md section 7)
     REPLACED = "replaced"  #: the relay used its ID again
     SESSION = "session"  #: the session is over
+    REFUSED = "refused"  #: the relay does not make the connection that was asked for
 
 
 class StreamListener(Protocol):
@@ -41,7 +49,8 @@ class StreamListener(Protocol):
     def on_data(self, payload: memoryview | bytes) -> None:
         """Forward data, one message; a view is valid only during the call.
 
-        Call ``stream.consumed()`` once the local service has taken it.
+        Call ``stream.consumed()`` once the local service has taken it; a datagram at once, whatever
+        becomes of it, because the relay must never wait for the credits of a UDP stream.
         """
 
     def on_credit(self) -> None:
@@ -109,7 +118,7 @@ class Stream:
         self.is_udp = connect.transport == "udp"
         self.state = StreamState.OPENING
         self.window = SendWindow(connect.credits or None)
-        self.granter = Granter(forward_window)
+        self.granter = Granter(UDP_WINDOW, UDP_BATCH) if self.is_udp else Granter(forward_window)
         self.listener: StreamListener = _NOBODY
         self.settled = False
         self.paused = False  #: we asked the relay to stop reading its user
@@ -151,7 +160,7 @@ class Stream:
         """The target is connected."""
         self.state = advance(STREAM, self.state, StreamInput.DIALLED)
 
-    def send(self, data: memoryview) -> int:
+    def send(self, data: memoryview | bytes) -> int:
         """Commit ``data`` to the output as far as the credits go; return the bytes taken.
 
         Look at `sendable` first and read at most what the credits allow, and nothing is left over.
@@ -162,6 +171,11 @@ class Stream:
         wire, window = self._session.wire, self.window
         if wire.close_sent:
             return size  # dropped like any message then: the stream ends with the session
+        if 0 < size <= MAX_PAYLOAD_BYTES and window.ready:
+            window.take()
+            wire.send_data(self.id, data)
+            self.bytes_out += size
+            return size
         while taken < size and window.ready:
             window.take()
             wire.send_data(self.id, data[taken : taken + MAX_PAYLOAD_BYTES])
@@ -169,10 +183,24 @@ class Stream:
         self.bytes_out += taken
         return taken
 
+    def send_datagram(self, datagram: memoryview | bytes) -> None:
+        """Commit one datagram, perhaps an empty one, as one message (PROTOCOL.md section 5.7).
+
+        Look at `sendable` first. Raises LocalProtocolError when it is not, or when the datagram is
+        larger than a message may be.
+        """
+        if self.state is not _OPEN:
+            raise LocalProtocolError(f"nothing can be sent on a stream that is {self.state.value}")
+        if len(datagram) > MAX_PAYLOAD_BYTES:
+            raise LocalProtocolError(f"a datagram of {len(datagram)} bytes is too large")
+        if not self._session.wire.close_sent:  # else dropped: the stream ends with the session
+            self.window.take()
+            self._session.wire.send_data(self.id, datagram)
+            self.bytes_out += len(datagram)
+
     def consumed(self, frames: int = 1) -> None:
         """The local service has taken ``frames`` messages: give the relay credits when due."""
-        self.granter.consume(frames)
-        if self.settled:
+        if self.granter.consume(frames) and self.settled:
             self._grant_due()
 
     def pause(self) -> None:
@@ -273,8 +301,8 @@ class Stream:
         return self.state not in (_CLOSED, StreamState.DELIVERING)
 
     def _grant_due(self) -> int:
-        if self.is_udp or not self._live:
-            return 0  # without a grant the relay never blocks a UDP port (section 5.7)
+        if not self._live:
+            return 0
         credits = self.granter.first()
         if not credits:
             credits = self.granter.due()

@@ -101,7 +101,7 @@ class Wire:
         self._frame(BINARY, message)
 
     def send_data(self, client_id: bytes, payload: bytes | memoryview) -> None:
-        """Commit one data message (PROTOCOL.md section 4.1); a large payload is copied only once."""
+        """Commit one data message (PROTOCOL.md 4.1); a large payload is copied only once."""
         if self.close_sent:
             raise LocalProtocolError("nothing may follow the close frame")
         self.messages_out += 1

@@ -39,8 +39,10 @@ class Claims:
 
     @property
     def names(self) -> list[str]:
-        """Every name under which the backend is registered; UDP routes have no listeners yet."""
-        return sorted(self.hostnames) + [f"tcp:{port}" for port in sorted(self.tcp_ports)]
+        """Every name under which the backend is registered."""
+        keys = [f"tcp:{port}" for port in sorted(self.tcp_ports)]
+        keys += [f"udp:{port}" for port, _ in sorted(self.udp_routes)]
+        return sorted(self.hostnames) + keys
 
 
 def parse(body: dict[str, Any]) -> Claims:

@@ -18,11 +18,17 @@ from gevent.event import AsyncResult, Event
 
 from nexusg.errors import RemoteProtocolError
 from nexusg.protocol.events import Closed
-from nexusg.protocol.relay_events import AgentSilent, TokenOverdue, TokenReceived
+from nexusg.protocol.relay_events import (
+    AgentSilent,
+    OutboundRequested,
+    TokenOverdue,
+    TokenReceived,
+)
 from nexusg.protocol.relay_session import REAUTH_GRACE_S, RelaySession
 from nexusg.protocol.wsframes import GOING_AWAY
 from nexusg.relay import verify
 from nexusg.relay.claims import Claims, Refused
+from nexusg.relay.outbound import Outbound
 from nexusg.relay.settings import Ending
 from nexusg.relay.sockets import linger
 
@@ -51,6 +57,7 @@ class Link:
         self.claims = Claims()
         self.session = RelaySession(now=time.monotonic(), lanes=shared.config.lanes)
         self._shared = shared
+        self._outbound = Outbound(shared, self)
         self._sock = sock
         self._nonce = ""
         self._wake = Event()
@@ -177,6 +184,8 @@ class Link:
                 self._over.set(Ending.EOF)
             elif isinstance(event, Closed):
                 self._finish()
+            elif isinstance(event, OutboundRequested):
+                self._outbound.request(event.client_id, event.target_addr)
             else:
                 self._shared.log("agent.ignored", agent=self.peer, what=event.what)
 

@@ -1,6 +1,6 @@
 """The public side: finds the backend of each user and hands the two to each other (PROTOCOL.md 14).
 
-TCP only. UDP flows and outbound connections would be neighbours of this file.
+TCP only: UDP users are in ``udp.py``.
 """
 
 from __future__ import annotations

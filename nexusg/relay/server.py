@@ -4,7 +4,7 @@
         ...  # agents connect to relay.url and trust relay.ca_file; users to relay.public_ports
 
 It does what the real relay was measured to do, as far as an agent and its users can tell, except
-for UDP, outbound connections, tunnels between relays, the remote verifier and maintenance deferral.
+for tunnels between relays, the remote verifier and maintenance deferral.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from nexusg.errors import ConfigError
 from nexusg.relay.hub import Hub, server_context
 from nexusg.relay.public import PublicPort
 from nexusg.relay.shared import Shared
+from nexusg.relay.udp import UdpPort
 from nexusg.relay.verify import Rules
 from nexusg.transport.connect import join_host_port
 from nexusg.transport.failure import words
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from nexusg.relay.link import Link
     from nexusg.relay.settings import Habits, RelayConfig
     from nexusg.relay.sockets import Listener
+
+    AnyListener = Listener | UdpPort
 
 NOTICE = "for development and tests only: it knows no limits, and its keys are throw-away"
 
@@ -46,6 +49,7 @@ class DevRelay:
         self._shared = Shared(config)
         self._hub: Hub
         self._public: list[PublicPort]
+        self._udp: list[UdpPort]
 
     def start(self) -> None:
         """Make certificates if need be, bind every port, and serve in the background.
@@ -55,21 +59,23 @@ class DevRelay:
         config, shared = self.config, self._shared
         self._hub = Hub(shared, config.hub, self._context())
         self._public = [PublicPort(shared, (config.public_host, p)) for p in config.public_ports]
+        self._udp = [UdpPort(shared, (config.public_host, p)) for p in config.public_udp_ports]
         try:
             for listener in self._listeners():
                 listener.start()
         except ConfigError:
             self.stop()
             raise
-        allowed = config.allowed_tcp_ports
+        allowed, udp_allowed = config.allowed_tcp_ports, config.allowed_udp_ports
         shared.rules = Rules(
             config.secret,
             tcp_ports=frozenset(self.public_ports if allowed is None else allowed),
-            udp_ports=frozenset(config.allowed_udp_ports),
+            udp_ports=frozenset(self.public_udp_ports if udp_allowed is None else udp_allowed),
             allow_outbound=config.allow_outbound,
             outbound_ports=frozenset(config.allowed_outbound_ports),
         )
-        shared.log("relay.started", url=self.url, public_ports=self.public_ports, notice=NOTICE)
+        ports = {"public_ports": self.public_ports, "udp_ports": self.public_udp_ports}
+        shared.log("relay.started", url=self.url, **ports, notice=NOTICE)
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Accept nothing more, end every session as the habits say, then everything else.
@@ -117,6 +123,11 @@ class DevRelay:
         return tuple(port.listener.port for port in self._public)
 
     @property
+    def public_udp_ports(self) -> tuple[int, ...]:
+        """Where users send datagrams, in the order of the settings."""
+        return tuple(port.port for port in self._udp)
+
+    @property
     def agents(self) -> tuple[Link, ...]:
         """The agents that are registered now."""
         return tuple(self._shared.links)
@@ -141,8 +152,8 @@ class DevRelay:
         for link in self.agents:
             link.adopt_habits()
 
-    def _listeners(self) -> list[Listener]:
-        return [self._hub.listener, *(port.listener for port in self._public)]
+    def _listeners(self) -> list[AnyListener]:
+        return [self._hub.listener, *(port.listener for port in self._public), *self._udp]
 
     def _wait_links(self, enough: Callable[[int], bool], deadline: float) -> bool:
         changed = self._shared.changed

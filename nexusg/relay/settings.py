@@ -55,18 +55,23 @@ class RelayConfig:
     secret: str = dataclasses.field(repr=False)  #: agents sign with it; taken as it is, untrimmed
     hub: tuple[str, int] = ("127.0.0.1", 0)  #: where agents connect
     public_ports: tuple[int, ...] = (0,)  #: where users connect
+    public_udp_ports: tuple[int, ...] = ()
     public_host: str = "127.0.0.1"
     tls: bool = True  #: of the hub; False is plain ws
     certificates: Path = CERTIFICATE_FOLDER  #: made there when missing or old
     context: ssl.SSLContext | None = None  #: used instead of ``certificates``
-    idle_timeout_s: float = 0.0  #: of users, 0 is none (section 6.7)
+    idle_timeout_s: float = 0.0  #: of TCP users, 0 is none (section 6.7)
+    udp_max_datagram_bytes: int = 2048  #: both ways (section 5.7)
     #: The kernel's send buffer for users. A small one makes what a slow user loses predictable.
     user_buffer_bytes: int | None = None
     sniff_timeout_s: float = SNIFF_TIMEOUT_S  #: for users that wait for the server's first word
     allowed_tcp_ports: tuple[int, ...] | None = None  #: for claims; None: ``public_ports``
-    allowed_udp_ports: tuple[int, ...] = ()
+    allowed_udp_ports: tuple[int, ...] | None = None  #: None: ``public_udp_ports``
     allow_outbound: bool = False
     allowed_outbound_ports: tuple[int, ...] = ()  #: empty: any
+    max_outbound: int = 100  #: of each agent, with those being dialled; below 0 there is no limit
+    outbound_dial_timeout_s: float = 10.0
+    outbound_idle_timeout_s: float = 0.0  #: without a word of the service, 0 is none (section 6.7)
     lanes: int | None = None  #: 256 bounds the queues to an agent as the real relay does (4.4)
     habits: Habits = Habits()
     #: Added to the interval of re-attestations, made from a fifth of it (section 3.1).

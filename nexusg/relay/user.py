@@ -55,14 +55,28 @@ class User:
     """Listener of one stream. ``run`` is its whole life."""
 
     def __init__(
-        self, shared: Shared, link: Link, sock: socket.socket, *, half_close: bool = False
+        self,
+        shared: Shared,
+        link: Link,
+        sock: socket.socket,
+        *,
+        half_close: bool = False,
+        outbound: bool = False,
     ) -> None:
-        """``half_close``: whether the agent's end is a half-close first (section 6.5)."""
+        """``half_close``: whether the agent's end is a half-close first (section 6.5).
+
+        ``outbound``: the user is a service that the agent wanted to reach, with an idle time of
+        its own, which only what it says counts against (section 6.7).
+        """
         self._shared = shared
         self._link = link
         self._sock = sock
         self._half_close = half_close
-        self._idle_s = shared.config.idle_timeout_s or None
+        self._outbound = outbound
+        config = shared.config
+        self._idle_s = (
+            config.outbound_idle_timeout_s if outbound else config.idle_timeout_s
+        ) or None
         self._stream: RelayStream
         self._task: Task
         self._drain_task: Task | None = None
@@ -71,7 +85,7 @@ class User:
         self._backlog: collections.deque[memoryview] = collections.deque()
         self._written_bytes = 0
         sock.setblocking(False)
-        if (size := shared.config.user_buffer_bytes) is not None:
+        if (size := config.user_buffer_bytes) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         self._readable = gevent.get_hub().loop.io(sock.fileno(), _READ)
 
@@ -154,7 +168,7 @@ class User:
             try:
                 socket.wait(self._readable, self._idle_s, TimeoutError())
             except TimeoutError:
-                if self._written_bytes == written_bytes:
+                if self._outbound or self._written_bytes == written_bytes:
                     raise _UserGone from None
 
     def _wait_change(self, timeout_s: float | None) -> None:
@@ -219,7 +233,8 @@ class User:
         except _Stop:  # it was under way already
             self._end_drain()
         self._readable.close()
-        self._shared.log("user.gone", stream=format_id(self._stream.id), agent=self._link.peer)
+        event = "outbound.gone" if self._outbound else "user.gone"
+        self._shared.log(event, stream=format_id(self._stream.id), agent=self._link.peer)
 
     def _end_drain(self) -> None:
         if self._drain_task is not None:

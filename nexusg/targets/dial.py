@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: For the look-up and all addresses together (PROTOCOL.md section 6.2).
 TIMEOUT_S = 10.0
 
-_UNIX = "unix:"
+UNIX = "unix:"
 
 
 def dial(target: str, buffer: bytearray, timeout_s: float = TIMEOUT_S) -> Target:
@@ -28,8 +28,8 @@ def dial(target: str, buffer: bytearray, timeout_s: float = TIMEOUT_S) -> Target
     ``refused``, ``timeout``, ``dns``, ``unreachable`` or ``io``. Blocks.
     """
     try:
-        if target.startswith(_UNIX):
-            sock = connect_unix(target[len(_UNIX) :], timeout_s)
+        if target.startswith(UNIX):
+            sock = connect_unix(target[len(UNIX) :], timeout_s)
         else:
             host, port = split(target)
             sock = connect_tcp(host, port, timeout_s)
@@ -38,15 +38,15 @@ def dial(target: str, buffer: bytearray, timeout_s: float = TIMEOUT_S) -> Target
     return SocketTarget(sock, target, buffer)
 
 
-def split(target: str) -> tuple[str, int]:
-    """Host and port of a target. Raises TargetError if no port is named so.
+def split(target: str, protocol: str = "tcp") -> tuple[str, int]:
+    """Host and port of a target. Raises TargetError if no port of ``protocol`` is named so.
 
     Without a host it is this one, as with the reference agent.
     """
     host, _, service = target.rpartition(":")
     try:
-        port = int(service) if service.isdecimal() else socket.getservbyname(service, "tcp")
+        port = int(service) if service.isdecimal() else socket.getservbyname(service, protocol)
     except OSError as error:
-        text = f"target {target}: the system knows no TCP service {service!r}"
+        text = f"target {target}: the system knows no {protocol.upper()} service {service!r}"
         raise TargetError(text, "dns") from error
     return host.strip("[]") or "localhost", port

@@ -1,4 +1,7 @@
-"""Targets over connected sockets: TCP, unix and TLS. How they were connected is not known here."""
+"""Targets over connected sockets: TCP, unix and TLS. How they were connected is not known here.
+
+`Endpoint` is what they share with UDP sockets, which are no streams (``udp.py``).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gevent import get_hub, sleep
 from gevent.hub import Waiter
+from gevent.monkey import get_original
 from gevent.socket import SHUT_WR
+from gevent.socket import socket as gevent_socket
 from gevent.ssl import SSLWantReadError, SSLWantWriteError
 
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher
-    from gevent.socket import socket
     from gevent.ssl import SSLSocket
 
 
@@ -26,22 +30,27 @@ RECORD_BYTES = 16 * 1024
 # It happens in a renegotiation (TLS 1.2) only, so trying again soon is good enough.
 CROSSED_S = 0.01
 
+_NativeSocket: Any = get_original("socket", "socket")
 _READ, _WRITE = 1, 2  # the event masks of gevent's loop.io
 
 
-class SocketTarget:
-    """A stream socket of gevent, which it takes over and makes non-blocking.
+class Endpoint:
+    """A socket of any kind, which it takes over and makes non-blocking.
 
+    A socket of gevent becomes one of the standard library, unless it is TLS: where nothing may wait
+    the methods in C are all that is needed, and it is smaller by the watchers it does not have.
     ``buffer`` is what reads go to. It is shared by all targets of an agent, so that an idle one
-    costs little. For a TLS socket use `TlsSocketTarget`.
+    costs little.
     """
 
     __slots__ = ("_buffer", "_readable", "_sock", "_writable", "name")
 
-    def __init__(self, sock: socket | SSLSocket, name: str, buffer: bytearray) -> None:
-        sock.settimeout(0.0)
+    _tls = False
+
+    def __init__(self, sock: gevent_socket | SSLSocket, name: str, buffer: bytearray) -> None:
         self.name = name
-        self._sock: Any = sock
+        self._sock: Any = sock if self._tls else _native(sock)
+        self._sock.settimeout(0.0)
         self._buffer = buffer
         self._readable: _IoWatcher | None = None
         self._writable: _IoWatcher | None = None
@@ -49,52 +58,11 @@ class SocketTarget:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
-    def try_send(self, data: memoryview | bytes) -> int:
-        """Take what fits at once and return how much. Raises OSError."""
-        try:
-            return self._sock.send(data)  # type: ignore[no-any-return]
-        except BlockingIOError:
-            return 0
-
-    def send(self, data: memoryview | bytes) -> int:
-        """Take at least one byte and return how many. Blocks. Raises OSError."""
-        while True:
-            try:
-                return self._sock.send(data)  # type: ignore[no-any-return]
-            except BlockingIOError:
-                self._wait_writable()
-
-    def try_read(self, limit: int) -> memoryview | None:
-        """At most ``limit`` bytes, valid until the next switch; None when there is nothing yet.
-
-        Raises OSError.
-        """
-        view = memoryview(self._buffer)[:limit]
-        try:
-            return view[: self._sock.recv_into(view)]
-        except BlockingIOError:
-            return None
-
     def wait_readable(self) -> None:
-        """Return when `try_read` may have something. Blocks. Raises OSError."""
+        """Return when a read may have something. Blocks. Raises OSError."""
         if self._readable is None:
             self._readable = _watcher(self._sock, _READ)
         _wait(self._readable)
-
-    def unsent_bytes(self) -> int:
-        """How much the kernel still holds for the service; 0 if it cannot tell."""
-        try:
-            answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:
-            return 0
-        return int.from_bytes(answer, sys.byteorder)
-
-    def shutdown_write(self) -> None:
-        """Half-close: the service reads the end of file, and may still answer."""
-        try:
-            self._sock.shutdown(SHUT_WR)
-        except OSError:  # it has gone; the next read says so
-            pass
 
     def close(self) -> None:
         """Close, and wake up whoever waits in a method with an OSError; idempotent."""
@@ -116,6 +84,61 @@ class SocketTarget:
         _wait(self._writable)
 
 
+class SocketTarget(Endpoint):
+    """A target over a stream socket; over a TLS socket use `TlsSocketTarget`."""
+
+    __slots__ = ("_dry",)
+
+    def __init__(self, sock: gevent_socket | SSLSocket, name: str, buffer: bytearray) -> None:
+        super().__init__(sock, name, buffer)
+        self._dry = False  # the last read got less than it could: the kernel has no more
+
+    def try_send(self, data: memoryview | bytes) -> int:
+        """Take what fits at once and return how much. Raises OSError."""
+        try:
+            return self._sock.send(data)  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return 0
+
+    def send(self, data: memoryview | bytes) -> int:
+        """Take at least one byte and return how many. Blocks. Raises OSError."""
+        while True:
+            try:
+                return self._sock.send(data)  # type: ignore[no-any-return]
+            except BlockingIOError:
+                self._wait_writable()
+
+    def try_read(self, limit: int) -> memoryview | None:
+        """At most ``limit`` bytes, valid until the next switch; None when there is nothing yet.
+
+        Raises OSError.
+        """
+        if self._dry:  # saves asking the kernel; whoever waits then learns at once of anything new
+            self._dry = False
+            return None
+        try:
+            count = self._sock.recv_into(self._buffer, min(limit, len(self._buffer)))
+        except BlockingIOError:
+            return None
+        self._dry = 0 < count < limit and not self._tls  # TLS gives one record at a time
+        return memoryview(self._buffer)[:count]
+
+    def unsent_bytes(self) -> int:
+        """How much the kernel still holds for the service; 0 if it cannot tell."""
+        try:
+            answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return 0
+        return int.from_bytes(answer, sys.byteorder)
+
+    def shutdown_write(self) -> None:
+        """Half-close: the service reads the end of file, and may still answer."""
+        try:
+            self._sock.shutdown(SHUT_WR)
+        except OSError:  # it has gone; the next read says so
+            pass
+
+
 class TlsSocketTarget(SocketTarget):
     """The same over a TLS socket of gevent whose handshake is done.
 
@@ -126,6 +149,8 @@ class TlsSocketTarget(SocketTarget):
     """
 
     __slots__ = ("_crossed",)
+
+    _tls = True
 
     def __init__(self, sock: SSLSocket, name: str, buffer: bytearray) -> None:
         super().__init__(sock, name, buffer)
@@ -192,6 +217,12 @@ class TlsSocketTarget(SocketTarget):
         super().close()
 
 
+def _native(sock: Any) -> Any:
+    if not isinstance(sock, gevent_socket):
+        return sock
+    return _NativeSocket(sock.family, sock.type, sock.proto, sock.detach())
+
+
 def _watcher(sock: Any, events: int) -> _IoWatcher:
     number = sock.fileno()
     if number < 0:  # somebody else has closed it
@@ -227,7 +258,7 @@ class _Closed:
     def _refuse(self, *_: object) -> NoReturn:
         raise _closed()
 
-    send = write = recv_into = pending = fileno = shutdown = unwrap = _refuse
+    send = write = recv_into = pending = fileno = shutdown = unwrap = getsockopt = _refuse
 
     def close(self) -> None:
         """It is."""

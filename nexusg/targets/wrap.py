@@ -10,6 +10,7 @@ from gevent.monkey import get_original
 from nexusg.errors import TargetError
 from nexusg.targets.blocking import BlockingTarget
 from nexusg.targets.sockets import SocketTarget, TlsSocketTarget
+from nexusg.targets.udp import UdpTarget
 
 
 if TYPE_CHECKING:
@@ -26,18 +27,22 @@ _TARGET_METHODS = (
 )
 _SOCKET_METHODS = ("recv", "send", "close")
 _WANTED = "a connected socket, or an object with recv(), send() and close()"
+_UDP_WANTED = "a connected datagram socket"
 
 
 def as_target(connection: Any, name: str, buffer: bytearray) -> Target:
-    """A target over ``connection``, which it takes over; a target comes back as it is.
+    """A target over ``connection``, which it takes over; a target comes back as it is. For TCP.
 
     ``name`` is what logs call it, ``buffer`` the one that sockets are read into. Raises TargetError
     with code ``handler``.
     """
-    if isinstance(connection, socket.socket):
-        return _over_socket(connection, name, buffer)
-    if isinstance(connection, get_original("socket", "socket")):
-        return _over_socket(_adopt(connection), name, buffer)
+    sock = _socket(connection)
+    if sock is not None:
+        if sock.type == socket.SOCK_DGRAM:
+            sock.close()
+            raise _refuse("a datagram socket for a TCP stream")
+        kind = TlsSocketTarget if isinstance(sock, ssl.SSLSocket) else SocketTarget
+        return kind(sock, name, buffer)
     if _has(connection, _TARGET_METHODS):
         target: Target = connection
         return target
@@ -46,11 +51,36 @@ def as_target(connection: Any, name: str, buffer: bytearray) -> Target:
     raise _refuse(f"{type(connection).__name__}, and {_WANTED} is wanted")
 
 
-def _over_socket(sock: Any, name: str, buffer: bytearray) -> Target:
-    if sock.fileno() < 0:
-        raise _refuse("a closed socket")
-    kind = TlsSocketTarget if isinstance(sock, ssl.SSLSocket) else SocketTarget
-    return kind(sock, name, buffer)
+def as_udp_target(connection: Any, name: str, buffer: bytearray) -> UdpTarget:
+    """The same for a UDP flow: a target over a connected datagram socket. Raises TargetError."""
+    if isinstance(connection, UdpTarget):
+        return connection
+    sock = _socket(connection)
+    if sock is None:
+        raise _refuse(f"{type(connection).__name__}, and {_UDP_WANTED} is wanted")
+    if sock.type != socket.SOCK_DGRAM or not _connected(sock):
+        sock.close()
+        raise _refuse(f"another kind of socket for a UDP flow, and {_UDP_WANTED} is wanted")
+    return UdpTarget(sock, name, buffer)
+
+
+def _connected(sock: Any) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _socket(connection: Any) -> Any:
+    """A gevent socket for one of gevent or the standard library, None for anything else."""
+    if isinstance(connection, socket.socket):
+        if connection.fileno() < 0:
+            raise _refuse("a closed socket")
+        return connection
+    if isinstance(connection, get_original("socket", "socket")):
+        return _adopt(connection)
+    return None
 
 
 def _adopt(native: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Open TCP and unix sockets within a time. It knows no TLS, and not whom it connects for."""
+"""Open TCP, UDP and unix sockets within a time. It knows no TLS, and not whom it connects for."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # How long an address has for itself before the next one is tried beside it: RFC 8305 section 5
 # recommends 250 ms.
 HEAD_START_S = 0.25
+# How often a UDP socket may be given the port it connects to before that is somebody's doing.
+MEETINGS = 5
 # A unix listener with a full backlog refuses at once and nothing can be waited on, so try again:
 # often enough not to be noticed, seldom enough to cost nothing.
 UNIX_RETRY_S = 0.02
@@ -61,6 +63,34 @@ def connect_tcp(host: str, port: int, timeout_s: float) -> socket.socket:
     late = ConnectError(f"connecting to {place} took longer than {timeout_s:.3g} s", "timeout")
     with limit(deadline, late):
         return _race(addresses, place)
+
+
+def connect_udp(host: str, port: int, timeout_s: float) -> socket.socket:
+    """A UDP socket with a name or literal as its peer; ``timeout_s`` is for the look-up.
+
+    Whether anybody listens cannot be found out, so the first address that has a route it is. IPv4
+    goes first, because a service that ``localhost`` stands for may well not know IPv6. Raises
+    ConnectError. Blocks.
+    """
+    place = join_host_port(host, port)
+    late = ConnectError(f"looking up {host} took longer than {timeout_s:.3g} s", "timeout")
+    with limit(Deadline(timeout_s), late):
+        addresses = resolve(host, port)
+    failures: list[OSError] = []
+    for target in sorted(addresses, key=lambda address: address.family != socket.AF_INET):
+        for _ in range(MEETINGS):
+            try:
+                sock = socket.socket(target.family, socket.SOCK_DGRAM)
+                with closed_on_error(sock):
+                    sock.connect(target.address)
+            except OSError as error:
+                failures.append(error)
+                break
+            if not _meets_itself(sock):
+                return sock
+            sock.close()
+            failures.append(OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)))
+    raise connect_error(place, failures[0]) from failures[0]
 
 
 def connect_unix(path: str, timeout_s: float) -> socket.socket:

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 import gevent
-from gevent import socket
+from gevent import socket, ssl
 from gevent.event import Event
 
 from nexusg.errors import SessionLost
@@ -22,16 +22,15 @@ from nexusg.errors import SessionLost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gevent import ssl
-
 
 #: Above this much unsent output the streams stop reading their local services. With one write of
 #: 64 KiB under way and TCP_NOTSENT_LOWAT, a control message waits behind less than 256 KiB.
 ROOM_BYTES = 32 * 1024
 #: What one stream adds at most when it is let in.
 SHARE_BYTES = 64 * 1024
-#: gevent's recv never yields while there are bytes, so the reader does, every so many reads.
-READS_PER_TURN = 4
+#: gevent's recv never yields while there are bytes, so the reader does after so many. A read
+#: counts for some bytes in itself, so that a turn is some 30 reads of small messages at most.
+TURN_BYTES, READ_COST_BYTES = 64 * 1024, 2048
 
 
 class Output(Protocol):
@@ -64,7 +63,7 @@ class WsLink:
         self._wake = Event()
         self._flushed = Event()
         self._waiting: collections.deque[Event] = collections.deque()
-        self._reads = 0
+        self._turn_bytes = 0
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -73,9 +72,8 @@ class WsLink:
 
         Raises SessionLost at the end of the connection.
         """
-        self._reads += 1
-        if self._reads >= READS_PER_TURN:
-            self._reads = 0
+        if self._turn_bytes > TURN_BYTES:
+            self._turn_bytes = 0
             gevent.sleep(0)
         try:
             count: int = self._socket.recv_into(buffer)
@@ -84,6 +82,7 @@ class WsLink:
         if count == 0:
             raise SessionLost("the relay closed the connection without a close frame", "eof")
         self.bytes_in += count
+        self._turn_bytes += count + READ_COST_BYTES
         return count
 
     # Writing ---------------------------------------------------------------------------------
@@ -96,15 +95,18 @@ class WsLink:
     def flush(self) -> None:
         """There is output: have it written in the next turn of the loop. Never blocks."""
         if self._idle and self._output.pending_bytes:
-            self._idle = False
-            self._wake.set()
+            self._rouse()
 
     def wait_for_room(self) -> None:
-        """Return when more may be added to the output; in the order of the calls. Blocks."""
-        turn = Event()
-        self._waiting.append(turn)
-        self.flush()
-        turn.wait()
+        """Return when more may be added to the output, or the link is closed. Blocks.
+
+        Whoever asked first is let in first.
+        """
+        if not self.closed:
+            turn = Event()
+            self._waiting.append(turn)
+            self._rouse()
+            turn.wait()
 
     def run_writer(self) -> None:
         """Write all output until `close`, in a greenlet of its own. Blocks.
@@ -133,7 +135,8 @@ class WsLink:
             self._flushed.clear()
             self.flush()
             self._flushed.wait(timeout_s)
-        return self._writing and not self._output.pending_bytes
+        # With nothing pending, what was taken last may still be on its way into the kernel.
+        return self._writing and self._idle and not self._output.pending_bytes
 
     def stop_reading(self) -> None:
         """Make the reader raise SessionLost while the writer goes on. Never blocks."""
@@ -167,11 +170,15 @@ class WsLink:
             os.dup2(nowhere, self._socket.fileno(), inheritable=False)
             os.close(nowhere)
 
+    def _rouse(self) -> None:
+        self._idle = False
+        self._wake.set()
+
     def _sleep(self) -> None:
+        self._wake.clear()
         self._idle = True
         self._flushed.set()
         self._wake.wait()
-        self._wake.clear()
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -199,6 +206,8 @@ class WsLink:
 def lost(error: OSError) -> SessionLost:
     """The SessionLost for what the operating system said of the socket."""
     text = error.strerror or str(error)
-    if isinstance(error, ConnectionResetError | BrokenPipeError):
+    if isinstance(error, ConnectionError):
         return SessionLost(f"the connection to the relay was reset: {text}", "reset")
+    if isinstance(error, ssl.SSLError):
+        return SessionLost(f"TLS with the relay failed: {text}", "tls")
     return SessionLost(f"the connection to the relay failed: {text}", "io")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
+from gevent.event import Event
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,7 +93,6 @@ def test_the_end_while_dialling_cancels_the_dial(rig: Rig) -> None:
     """Section 6.2: the user left, nothing is buffered: nobody needs the local service."""
     rig.connector.gate.clear()
     user, pump, _ = rig.open(b"")
-    pump._backlog = None  # the empty first message has nothing to deliver
     user.stream.end()
     rig.run()
     assert pump.done
@@ -297,6 +297,21 @@ def test_the_user_may_leave_during_the_barrier(rig: Rig) -> None:
     assert rig.closed().ended_by == "user"
 
 
+def test_the_user_may_leave_together_with_the_last_credits(rig: Rig) -> None:
+    """The barrier is woken, and finds that there is nothing left to wait for."""
+    user = User(takes=False)
+    _, pump, local = rig.open(b"", user=user)
+    local.send(bytes(400 * KIB))
+    local.close()
+    rig.run()
+    user.stream.consumed(8)
+    user.stream.end()
+    rig.run()
+    gevent.sleep(30 * MS)
+    assert pump.done
+    assert rig.closed().ended_by == "user"
+
+
 def test_a_half_closed_service_still_gets_the_backlog(rig: Rig) -> None:
     """It has said all it will, and the stream ends, but it may still read what was sent to it."""
     user, pump, local = rig.open(b"", limit_bytes=8)
@@ -447,3 +462,297 @@ def test_the_end_is_said_once(rig: Rig) -> None:
     rig.run()
     assert rig.closed().reason == "shutdown"
     assert rig.context.counters.closed == {"shutdown": 1}
+
+
+# What may not happen, and must not matter ------------------------------------------------------
+
+
+class Odd:
+    """A target whose methods a test may replace; it takes everything, and never says anything."""
+
+    name = "odd"
+
+    def __init__(self, **methods: Any) -> None:
+        self.taken: list[bytes] = []
+        self.closed = Event()
+        self.__dict__.update(methods)
+
+    def try_send(self, data: memoryview | bytes) -> int:
+        self.taken.append(bytes(data))
+        return len(data)
+
+    def send(self, data: memoryview | bytes) -> int:
+        return self.try_send(data)
+
+    def try_read(self, limit: int) -> bytes | None:
+        return b"" if self.closed.is_set() else None
+
+    def wait_readable(self) -> None:
+        self.closed.wait()
+
+    def unsent_bytes(self) -> int:
+        return 0
+
+    def shutdown_write(self) -> None:
+        self.closed.set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def fail(*_: object) -> Any:
+    """What no target may do."""
+    raise ValueError("file descriptor cannot be a negative integer")
+
+
+def take_nothing(_: object) -> int:
+    """What `Target.try_send` returns when the service is busy."""
+    return 0
+
+
+def failed(rig: Rig) -> list[type]:
+    """The kinds of errors that were reported as bugs, and forget them."""
+    kinds = [type(failure) for failure in rig.failures]
+    rig.failures.clear()
+    return kinds
+
+
+def test_a_target_that_raises_anything_never_reaches_the_reader(rig: Rig) -> None:
+    """One bad stream must not end the session: `on_data` is called by the session's reader."""
+    user, _, _ = rig.open(b"", answer=Odd(try_send=fail))
+    other, _, local = rig.open(b"fine")
+    assert user.stream.send(b"more")
+    rig.run()
+    assert failed(rig) == [ValueError]
+    assert user.reason is None, "what the service says may still be of use"
+    assert local.recv(100) == b"fine"
+    assert other.reason is None
+
+
+def test_a_target_that_cannot_be_closed(rig: Rig) -> None:
+    """`on_end` is called by the session's reader as well."""
+    user, pump, _ = rig.open(b"x", answer=Odd(close=fail))
+    pump.on_end(Cause.SESSION)
+    assert pump.done
+    assert pump not in rig.context.pumps
+    assert rig.closed().reason == "session_ended"
+    assert failed(rig) == [ValueError]
+    assert user.reason is None
+
+
+@pytest.mark.parametrize("method", ["try_read", "wait_readable", "send", "shutdown_write"])
+def test_a_target_that_raises_anything_ends_its_stream(rig: Rig, method: str) -> None:
+    """A greenlet that dies must not leave a user behind who waits for ever."""
+    busy = {"try_send": take_nothing} if method == "send" else {}
+    user, pump, _ = rig.open(b"x", answer=Odd(**{method: fail}, **busy))
+    if method == "shutdown_write":
+        user.stream.end()
+    rig.run()
+    assert pump.done
+    assert failed(rig) == [ValueError]
+    closed = rig.closed()
+    assert (closed.reason, closed.ended_by) == ("local_error", "agent")
+    assert closed.error == "internal error"
+    assert user.reason == ("local_error" if method != "shutdown_write" else None)
+
+
+def test_a_connector_that_raises_anything_ends_the_stream(rig: Rig) -> None:
+    user, pump, _ = rig.open(b"x", answer=ZeroDivisionError("a bug"))
+    assert pump.done
+    assert user.reason == "local_error"
+    assert failed(rig) == [ZeroDivisionError]
+
+
+def test_a_target_that_takes_more_than_there_is(rig: Rig) -> None:
+    """The budget must not become negative."""
+    _, pump, _ = rig.open(b"x", answer=Odd(try_send=take_nothing, send=lambda data: 1000))
+    rig.run()
+    assert pump.buffered_bytes == rig.context.budget.used_bytes == 0
+
+
+def test_a_write_under_way_is_not_cut_by_the_users_end(rig: Rig) -> None:
+    """Whoever ends a write in its midst cannot know what to write again."""
+    gate, took = Event(), []
+
+    def send(data: memoryview | bytes) -> int:
+        took.append(bytes(data))
+        gate.wait()
+        return len(data)
+
+    user, pump, _ = rig.open(b"", answer=Odd(try_send=take_nothing, send=send))
+    user.stream.send(b"once")
+    rig.run()
+    user.stream.end()
+    rig.run()
+    assert not pump.done
+    gate.set()
+    rig.run()
+    gevent.sleep(30 * MS)
+    assert pump.done
+    assert took == [b"once"]
+    assert rig.closed().error == ""
+
+
+def test_a_slow_service_gets_everything_as_long_as_it_takes_something(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 6.6: it is progress that counts, not the time it takes in all."""
+    monkeypatch.setattr("nexusg.agent.streams.DELIVERY_TIMEOUT_S", 20 * MS)
+    user, pump, local = rig.open(b"", limit_bytes=10)
+    user.stream.send(bytes(100))
+    rig.run()
+    user.stream.end()
+    rig.run()
+    received = 0
+    for _ in range(10):
+        gevent.sleep(6 * MS)
+        received += len(local.recv(10))
+    assert received == 100
+    assert local.recv(1) == b""
+    local.close()
+    gevent.sleep(30 * MS)
+    assert pump.done
+    assert rig.closed().error == ""
+
+
+def test_a_service_that_breaks_while_it_is_given_the_rest(rig: Rig) -> None:
+    """After the user's end there is nobody to tell, but the operator."""
+    user, pump, local = rig.open(b"", limit_bytes=8)
+    user.stream.send(bytes(100))
+    rig.run()
+    user.stream.end()
+    rig.run()
+    local.close()
+    rig.run()
+    assert pump.done
+    closed = rig.closed()
+    assert (closed.reason, closed.ended_by, closed.error) == ("normal", "user", "Broken pipe")
+
+
+def test_a_service_that_was_broken_before_the_user_left(rig: Rig) -> None:
+    def reset(_: object) -> int:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    user, pump, _ = rig.open(b"x", answer=Odd(try_send=reset))
+    user.stream.end()
+    rig.run()
+    assert pump.done
+    assert rig.closed().error == "Connection reset by peer"
+
+
+def test_an_answer_that_ends_in_a_reset(rig: Rig) -> None:
+    """The user has gone; the service answers its end of file with a reset."""
+
+    def reset(_: object) -> bytes:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    target = Odd()
+    user, pump, _ = rig.open(b"x", answer=target)
+    target.__dict__["try_read"] = reset
+    user.stream.end()
+    rig.run()
+    assert pump.done
+    assert rig.closed().error == "Connection reset by peer"
+
+
+def test_a_service_that_never_takes_the_end(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its host does not acknowledge what it was sent: it is not waited for without end."""
+    monkeypatch.setattr("nexusg.agent.streams.DELIVERY_TIMEOUT_S", 0.0)
+    target = Odd(unsent_bytes=lambda: 1, shutdown_write=lambda: None)
+    user, pump, _ = rig.open(b"x", answer=target)
+    user.stream.end()
+    rig.run()
+    rig.pair.clock.advance(1)
+    gevent.sleep(30 * MS)
+    assert pump.done
+
+
+def test_the_session_may_end_during_the_delivery(rig: Rig) -> None:
+    """What is left over belongs to nobody then, and both greenlets end."""
+    user, pump, _ = rig.open(b"", limit_bytes=8)
+    user.stream.send(bytes(100))
+    rig.run()
+    user.stream.end()
+    rig.run()
+    pump.finish(Reason.SHUTDOWN, "agent", "the agent is stopping")
+    rig.run()
+    assert len(rig.context.tasks) == 0
+
+
+def test_a_read_that_is_ended_by_the_close_changes_nothing(rig: Rig) -> None:
+    """The stream was ended while its greenlet waited for the service, and the close woke it."""
+    target = Odd()
+
+    def wait_readable() -> None:
+        target.closed.wait()
+        raise OSError(9, "the connection to the target was closed")
+
+    target.__dict__["wait_readable"] = wait_readable
+    _, pump, _ = rig.open(b"x", answer=target)
+    pump.on_end(Cause.SESSION)
+    rig.run()
+    assert rig.closed().reason == "session_ended"
+    assert len(rig.context.tasks) == 0
+
+
+def test_a_late_write_changes_nothing(rig: Rig) -> None:
+    """The stream was ended while its greenlet was in the target's send()."""
+    gate = Event()
+
+    def send(data: memoryview | bytes) -> int:
+        try:
+            gate.wait()
+        except gevent.GreenletExit:  # it will not be stopped
+            pass
+        return len(data)
+
+    user, pump, _ = rig.open(b"", answer=Odd(try_send=take_nothing, send=send))
+    user.stream.send(b"0123456789")
+    rig.run()
+    pump.finish(Reason.SHUTDOWN, "agent", "")
+    rig.run()
+    assert rig.context.budget.used_bytes == 0
+    assert rig.closed().reason == "shutdown"
+
+
+STEPS = ["data", "grant", "read", "write", "local end", "user end", "dial", "session end", "time"]
+
+
+@given(steps=st.lists(st.sampled_from(STEPS), max_size=25), dialled=st.booleans())
+def test_whatever_happens_a_stream_ends_once_and_leaves_nothing(
+    steps: list[str], dialled: bool
+) -> None:
+    """Any order of events: one stream.closed, no memory counted, no greenlet left (rig.stop)."""
+    rig = small_rig()
+    if not dialled:
+        rig.connector.gate.clear()
+    user, pump, local = rig.open(b"first", limit_bytes=20_000, user=User(takes=False))
+    for step in steps:
+        if step == "data" and user.stream.open:
+            user.stream.send(bytes(30_000))
+        elif step == "grant" and user.stream.open and user.frames:
+            user.stream.consumed(len(user.frames))
+            user.frames.clear()
+        elif step == "read":
+            while local.try_read(65536):
+                pass
+        elif step == "write":
+            try:
+                local.try_send(bytes(20_000))
+            except OSError:
+                pass
+        elif step == "local end":
+            local.shutdown(1)
+        elif step == "user end":
+            user.stream.end()
+        elif step == "dial":
+            rig.connector.gate.set()
+        elif step == "session end":
+            pump.on_end(Cause.SESSION)
+        elif step == "time":
+            rig.advance(1)
+        rig.run()
+    assert len(rig.named("stream.closed")) == int(pump.done)
+    assert pump.buffered_bytes == rig.context.budget.used_bytes
+    rig.stop()
+    assert len(rig.named("stream.closed")) == 1

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from nexusg.cli import arguments
-from nexusg.cli.arguments import FORMATS, LEVELS, host_port, override
+from nexusg.cli.arguments import FORMATS, LEVELS, host_port, override, public_address
 from nexusg.cli.commands import COMMANDS
 from nexusg.config.model import Logging
 from nexusg.config.setting import settings_of
@@ -30,6 +30,8 @@ def test_defaults() -> None:
     relay = parse("relay")
     assert (relay.listen, relay.http_port, relay.tls_port) == (("127.0.0.1", 9443), 8080, 8443)
     assert (relay.secret_file, str(relay.dir)) == (None, "nexusg-dev")
+    assert relay.udp_port == []
+    assert parse("relay", "--udp-port", "53", "--udp-port", "54").udp_port == [53, 54]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,13 @@ def test_nothing_is_abbreviated(words: list[str], capsys: pytest.CaptureFixture[
 )
 def test_host_and_port(text: str, expected: tuple[str, int]) -> None:
     assert host_port(text) == expected
+
+
+def test_a_whole_port_has_no_host() -> None:
+    assert public_address(":25") == ("", 25)
+    assert public_address("udp:53") == ("udp", 53)
+    with pytest.raises(argparse.ArgumentTypeError, match="is not HOST:PORT"):
+        public_address(":")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,15 @@ def test_the_configuration_can_be_loaded(tmp_path: Path) -> None:
     assert {port: to.default for port, to in backend.port_mappings.items()} == targets
 
 
+def test_udp_ports_are_claimed(tmp_path: Path) -> None:
+    example.shared_secret(tmp_path / "secret", make=True)
+    targets = {53: "127.0.0.1:1", 54: "127.0.0.1:2"}
+    text = example.agent_yaml("ws://127.0.0.1:9/", None, tmp_path / "secret", targets, [53, 54])
+    loaded = loads(text)
+    assert loaded.warnings == ()
+    assert [route.port for route in loaded.config.backends[0].udp_routes] == [53, 54]
+
+
 def test_without_tls_there_is_no_authority(tmp_path: Path) -> None:
     example.shared_secret(tmp_path / "secret", make=True)
     text = example.agent_yaml("ws://127.0.0.1:9/", None, tmp_path / "secret", {80: "127.0.0.1:1"})

@@ -87,6 +87,17 @@ def test_an_agent_connects_with_the_configuration_shown(
     assert secret not in text + str(lines)
 
 
+def test_udp_ports(running: Callable[..., Running]) -> None:
+    """The configuration shown claims them, and the relay listens."""
+    relay = running("--no-tls", "--udp-port", "0", "--udp-port", "0")
+    config = loads(relay.configuration()).config
+    ports = [route.port for route in config.backends[0].udp_routes]
+    assert len(set(ports)) == 2
+    assert {config.backends[0].port_mappings[port].default for port in ports} == {"127.0.0.1:53"}
+    [started] = relay.end()
+    assert started["udp_ports"] == ports
+
+
 def test_it_says_what_it_is_for(running: Callable[..., Running]) -> None:
     relay = running("--no-tls")
     relay.configuration()

@@ -71,6 +71,14 @@ def test_for_people(route: Callable[..., Done], address: str, code: int, text: s
         ("a.b.example.com:443", ("web", "", "default", "127.0.0.1:8080")),
         ("anything:22", ("web", "tcp:22", "default", "127.0.0.1:22")),
         ("192.0.2.1:53", ("web", "udp:53", "exact", "127.0.0.1:53")),
+        (":53", ("web", "udp:53", "exact", "127.0.0.1:53")),
+        ("udp:53", ("web", "udp:53", "exact", "127.0.0.1:53")),
+        ("UDP:53", ("web", "udp:53", "exact", "127.0.0.1:53")),
+        ("udp:53:53", ("web", "udp:53", "exact", "127.0.0.1:53")),
+        (":22", ("web", "tcp:22", "default", "127.0.0.1:22")),
+        ("tcp:22", ("web", "tcp:22", "default", "127.0.0.1:22")),
+        ("udp:22", ("web", "", "default", "127.0.0.1:22")),
+        (":443", ("web", "", "default", "127.0.0.1:8080")),
         ("[2001:db8::1]:443", ("web", "", "default", "127.0.0.1:8080")),
     ],
 )
@@ -80,6 +88,28 @@ def test_for_programs(
     done = route("--json", address)
     assert done.code == 0
     assert found(done) == expected
+
+
+def test_a_port_that_is_claimed_twice(
+    nexusg: Callable[..., Done], write: Callable[[str], str]
+) -> None:
+    """TCP and UDP have keys of their own, so they may go to different places."""
+    path = write(
+        GOOD.replace("tcpPorts: [22]", "tcpPorts: [22, 53]").replace(
+            '53: {hosts: {"udp:53"', '53: {default: "127.0.0.1:5353", hosts: {"udp:53"'
+        )
+    )
+    for address in ("tcp:53", ":53", "192.0.2.1:53"):
+        done = nexusg("route", "--config", path, address)
+        assert "  claim    tcp:53\n" in done.out, done
+    assert "tcp:53 -> 127.0.0.1:5353\n" in nexusg("route", "--config", path, ":53").out
+    assert "udp:53 -> 127.0.0.1:53\n" in nexusg("route", "--config", path, "udp:53").out
+
+
+def test_a_port_without_a_target(route: Callable[..., Done]) -> None:
+    done = route("tcp:53")
+    assert done.code == 1
+    assert done.out.startswith("tcp:53 has no route\n")
 
 
 def test_all_that_was_considered_is_in_the_json(route: Callable[..., Done]) -> None:

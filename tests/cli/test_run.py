@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import gevent
 import pytest
@@ -17,6 +17,10 @@ from gevent.event import Event
 
 from nexusg.cli import app, run
 from nexusg.cli.example import agent_yaml
+from nexusg.cli.exits import Exit
+from nexusg.cli.master import Worker
+from nexusg.cli.orders import Order, Orders
+from nexusg.cli.signals import Signals
 from nexusg.config.model import Logging
 from nexusg.observe.stdout import StdoutLog
 from nexusg.relay.server import DevRelay
@@ -231,6 +235,57 @@ def test_a_stop_that_fails_is_not_hidden(log: Lines) -> None:
 def test_a_helper_that_fails_is_a_line(log: Lines) -> None:
     run._failed(log, "SIGHUP", ValueError("bug"))
     assert log.kept == [("error", "task.failed", {"task": "SIGHUP", "error": "ValueError: bug"})]
+
+
+class TidyOrders(Orders):
+    """Orders of a process that does not end afterwards."""
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        Signals.__exit__(self, *exception)
+
+
+@pytest.fixture
+def as_worker(
+    monkeypatch: pytest.MonkeyPatch, config: Callable[..., str], running: Callable[..., Running]
+) -> Iterator[tuple[Running, IO[bytes]]]:
+    """The command as worker 1, and where its master writes to."""
+    reader, writer = os.pipe()
+    monkeypatch.setattr(run.Master, "run", lambda _master: Worker(1, reader))
+    monkeypatch.setattr(run, "Orders", TidyOrders)
+    with open(reader, "rb"), open(writer, "wb", buffering=0) as master:
+        yield running("--config", config("workers: 2\n")), master
+
+
+def test_as_a_worker(as_worker: tuple[Running, IO[bytes]], relay: DevRelay) -> None:
+    command, master = as_worker
+    assert relay.wait_agents()
+    master.write(Order.STOP.value)
+    done = command.end()
+    assert (done.code, done.err) == (0, "")
+    assert {json.loads(line)["worker"] for line in done.out.splitlines()} == {1}
+    assert events(done)[-1] == "agent.stopped"
+
+
+def test_a_worker_without_a_master_says_so_and_stops(
+    as_worker: tuple[Running, IO[bytes]], relay: DevRelay
+) -> None:
+    command, master = as_worker
+    assert relay.wait_agents()
+    master.close()
+    done = command.end()
+    assert (done.code, done.err) == (0, "")
+    assert "master.gone" in events(done)
+
+
+def test_as_a_master(
+    monkeypatch: pytest.MonkeyPatch, nexusg: Callable[..., Done], write: Callable[[str], str]
+) -> None:
+    monkeypatch.setattr(run.Master, "run", lambda _master: Exit.REFUSED)
+    text = GOOD.replace("tcpPorts: [22]", "tcpPorts: [22, 23]")
+    done = nexusg("--config", write(text + "workers: 2\n"))
+    assert (done.code, done.err) == (3, "")
+    assert events(done) == ["config.warning"], "once, and not by each worker"
 
 
 def test_as_a_process(config: Callable[..., str], relay: DevRelay) -> None:

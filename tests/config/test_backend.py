@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nexusg.config.attestation import Attestation
 from nexusg.config.backend import (
     Backend,
     FlowControl,
@@ -15,6 +16,8 @@ from nexusg.config.backend import (
     RelayTls,
     UdpRoute,
 )
+from nexusg.config.secret import Secret
+from nexusg.config.socks5 import Socks5Auth
 
 
 if TYPE_CHECKING:
@@ -99,6 +102,24 @@ def test_a_claimed_port_should_be_mapped() -> None:
     ]
 
 
+def test_a_claimed_port_should_have_a_target() -> None:
+    """Its route key stands for the host name, so other hosts of the port do not help it."""
+    ports = {"tcp_ports": (25,), "udp_routes": (UdpRoute(25),)}
+
+    def advice(mapping: PortMapping) -> list[str]:
+        return texts(replace(MAPPED, **ports, port_mappings={25: mapping}), fatal=False)
+
+    assert advice(PortMapping(default="a:1")) == []
+    assert advice(PortMapping(hosts={"tcp:25": "unix:/run/x", "udp:25": "a:1"})) == []
+    neither = 'port 25 has neither a default nor the host "{}:25" in portMappings: its streams are '
+    assert advice(PortMapping(hosts={"a.test": "a:1"})) == [
+        neither.format(kind) + "refused" for kind in ("tcp", "udp")
+    ]
+    assert advice(PortMapping(default="unix:/run/x")) == [
+        "port 25 leads to a unix socket, which takes no UDP: its streams are refused"
+    ]
+
+
 def test_a_mapped_port_should_exist() -> None:
     doubtful = replace(MAPPED, port_mappings={0: PortMapping(default="a:1")})
     assert texts(doubtful, fatal=False) == ["no stream has this port (1 to 65535)"]
@@ -111,6 +132,43 @@ def test_port_mapping() -> None:
     assert texts(mapping) == []
     assert texts(PortMapping()) == ["a default target or hosts with targets are required"]
     assert texts(PortMapping(default="a:1")) == []
+
+
+OUT = replace(MAPPED, attestation=Attestation(outbound_allowed=True))
+KNOWN = Socks5Auth("u", Secret("p"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "exposed"),
+    [
+        (OUT, True),
+        (replace(OUT, socks5_listen_addr="127.0.0.1:1080"), False),
+        (replace(OUT, socks5_listen_addr=":1080"), True),
+        (replace(OUT, socks5_listen_addr=":1080", socks5_allow_open=True), False),
+        (replace(OUT, socks5_listen_addr=":1080", socks5_auth=KNOWN), False),
+    ],
+)
+def test_an_exposed_socks5_server(backend: Backend, exposed: bool) -> None:
+    """PROTOCOL.md section 11.4: an empty host is every interface."""
+    assert backend.socks5_exposed is exposed
+    said = texts(backend, fatal=False)
+    assert (["would be open to other hosts" in text for text in said] == [True]) is (
+        exposed and backend.socks5_listen_addr is not None
+    )
+
+
+def test_a_socks5_server_needs_the_claim() -> None:
+    needing = replace(MAPPED, socks5_listen_addr="127.0.0.1:1080")
+    [text] = texts(needing, fatal=False)
+    assert text.startswith("needs attestation.outboundAllowed")
+    assert not texts(replace(needing, attestation=Attestation(command="run")), fatal=False)
+    assert not texts(replace(MAPPED, socks5_listen_addr="nowhere"), fatal=False)
+
+
+def test_a_password_needs_a_server() -> None:
+    [finding] = replace(OUT, socks5_auth=KNOWN).findings()
+    assert (finding.path, finding.fatal) == (("socks5Auth",), False)
+    assert not texts(replace(OUT, socks5_auth=KNOWN, socks5_listen_addr="unix:/a"), fatal=False)
 
 
 def test_health_checks() -> None:

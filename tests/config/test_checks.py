@@ -34,6 +34,21 @@ def test_at_least() -> None:
     assert checks.at_least(3)(2) == "must be at least 3"
 
 
+def test_between() -> None:
+    assert [checks.between(1, 3)(value) for value in (1, 3)] == [None, None]
+    assert [checks.between(1, 3)(value) for value in (0, 4)] == ["must be 1 to 3"] * 2
+
+
+@pytest.mark.parametrize("value", [1, 512, "auto"])
+def test_workers(value: int | str) -> None:
+    assert checks.workers(value) is None
+
+
+@pytest.mark.parametrize("value", [0, 513, "4", ""])
+def test_no_workers(value: int | str) -> None:
+    assert checks.workers(value) == "must be 1 to 512, or auto"
+
+
 def test_not_blank() -> None:
     assert checks.not_blank("a") is None
     assert checks.not_blank(" ") == "must not be blank"
@@ -158,7 +173,9 @@ def test_doubtful_relay_address(value: str, said: str) -> None:
     assert "hunter2" not in found
 
 
-@pytest.mark.parametrize("value", ["127.0.0.1:1080", ":1080", "localhost:0", "[::1]:1"])
+@pytest.mark.parametrize(
+    "value", ["127.0.0.1:1080", ":1080", "localhost:0", "[::1]:1", "unix:/run/a", " unix:@a "]
+)
 def test_listen_address(value: str) -> None:
     assert checks.listen_address(value) is None
 
@@ -166,6 +183,32 @@ def test_listen_address(value: str) -> None:
 @pytest.mark.parametrize("value", ["not an address", "1080", "a:b", "a:99999", "http://a:1"])
 def test_doubtful_listen_address(value: str) -> None:
     assert checks.listen_address(value) == 'is not "host:port": the listener will stay off'
+
+
+@pytest.mark.parametrize("value", ["unix:", "unix:a.sock", "unix:/" + "a" * 107])
+def test_doubtful_unix_listener(value: str) -> None:
+    assert str(checks.listen_address(value)).endswith(": the listener will stay off")
+
+
+@pytest.mark.parametrize(
+    ("value", "local"),
+    [
+        ("127.0.0.1:1080", True),
+        (" 127.9.9.9:1", True),
+        ("localhost:1080", True),
+        ("a.localhost:1080", True),
+        ("[::1]:1080", True),
+        ("unix:/run/a", True),
+        (":1080", False),
+        ("0.0.0.0:1080", False),
+        ("[::]:1080", False),
+        ("192.0.2.7:1080", False),
+        ("example.test:1080", False),
+        ("", False),
+    ],
+)
+def test_listens_locally(value: str, local: bool) -> None:
+    assert checks.listens_locally(value) is local
 
 
 def test_https() -> None:

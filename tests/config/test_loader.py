@@ -15,6 +15,7 @@ from nexusg.config import model
 from nexusg.config.loader import MAX_FILE_BYTES, MAX_SECRET_BYTES, Loaded, load, loads
 from nexusg.config.secret import Secret
 from nexusg.config.setting import settings_of
+from nexusg.config.socks5 import Socks5Auth
 from nexusg.errors import ConfigError
 
 
@@ -143,6 +144,9 @@ FATAL: dict[str, tuple[str, str]] = {  # name: (document, what the message must 
     "key-without-certificate": (document(tls={"keyFile": "k.pem"}), "keyFile: needs a certFile"),
     "unknown-level": (GOOD + "logging: {level: loud}\n", "level: must be one of debug, info"),
     "tiny-messages": (GOOD + "limits: {messageBytes: 1000}\n", "messageBytes: must be at least"),
+    "no-flows": (GOOD + "limits: {udpFlows: 0}\n", "limits.udpFlows: must be at least 1"),
+    "empty-datagrams": (GOOD + "limits: {udpDatagramBytes: 0}\n", "must be 1 to 32768"),
+    "datagrams-too-large": (GOOD + "limits: {udpDatagramBytes: 32769}\n", "udpDatagramBytes"),
     "end-before-pause": (
         GOOD + "limits: {streamBufferMaxBytes: 1000000}\n",
         "limits.streamBufferBytes: must not be above streamBufferMaxBytes",
@@ -389,6 +393,43 @@ class TestSecretFile:
 
     def test_a_folder(self, tmp_path: Path) -> None:
         assert problems(self.document(tmp_path)).endswith("is a directory")
+
+
+class TestPassword:
+    """socks5Auth.password, read like the other secret."""
+
+    def document(self, **auth: Any) -> str:
+        attestation = {"hmacSecret": SECRET, "outboundAllowed": True}
+        return document(attestation=attestation, socks5ListenAddr=":1080", socks5Auth=auth)
+
+    def auth(self, text: str, environ: dict[str, str] | None = None) -> Socks5Auth:
+        found = loaded(text, environ)
+        assert found.warnings == ()
+        return found.config.backends[0].socks5_auth
+
+    def test_from_the_environment(self) -> None:
+        text = self.document(username="${U:-me}", password="${PW}")
+        assert self.auth(text, {"PW": "hunter2"}) == Socks5Auth("me", Secret("hunter2"))
+
+    def test_from_a_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "password"
+        file.write_text("hunter2\n")
+        file.chmod(0o600)
+        text = self.document(username="me", passwordFile=str(file), password="another")
+        assert self.auth(text) == Socks5Auth("me", Secret("hunter2"))
+
+    def test_a_file_that_is_not_there(self) -> None:
+        said = problems(self.document(username="me", passwordFile="/no/such/file"))
+        assert 'socks5Auth.passwordFile: cannot read "/no/such/file"' in said
+
+    def test_in_a_file_that_others_can_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.yaml"
+        path.write_text(self.document(username="me", password="hunter2"))
+        path.chmod(0o644)
+        said = [line for line in load(path).warnings if "socks5Auth" in line]
+        assert [line.partition("password: ")[2] for line in said] == [
+            "stands in a file that others can read; use passwordFile, or chmod 600 this file"
+        ]
 
 
 class TestLoad:

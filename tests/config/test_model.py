@@ -15,8 +15,9 @@ def test_defaults() -> None:
     assert config.backends == ()
     assert config.shutdown == Shutdown(grace_s=30.0, idle_s=5.0)
     assert config.logging == Logging(level="info", format="auto", streams="all")
-    assert config.limits == Limits(4 << 20, 16 << 20, 256 << 20, 1 << 20)
+    assert config.limits == Limits(4 << 20, 16 << 20, 256 << 20, 1 << 20, 4096, 2048)
     assert config.reconnect == Reconnect(give_up_after_rejections=0)
+    assert config.workers == 1
 
 
 def test_backends_are_a_tuple() -> None:
@@ -26,7 +27,7 @@ def test_backends_are_a_tuple() -> None:
 
 def test_every_block_is_frozen_and_slotted() -> None:
     blocks = [getattr(model, name) for name in model.__all__]
-    assert len(blocks) == 12
+    assert len(blocks) == 13
     for block in blocks:
         assert block.__dataclass_params__.frozen
         assert "__slots__" in vars(block)

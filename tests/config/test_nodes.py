@@ -189,6 +189,23 @@ class TestValues:
         with pytest.raises(WrongType, match=said):
             nodes.integer_of(node(text))
 
+    @pytest.mark.parametrize(("text", "value"), [("4", 4), ("auto", "auto"), ("'auto'", "auto")])
+    def test_count(self, text: str, value: int | str) -> None:
+        assert nodes.count_of(node(text)) == value
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("many", "must be a whole number or auto$"),
+            ("9" * 20, "must be a whole number or auto$"),
+            ("'4'", "must be a whole number or auto: remove the quotes$"),
+            ("[auto]", "single value"),
+        ],
+    )
+    def test_no_count(self, text: str, said: str) -> None:
+        with pytest.raises(WrongType, match=said):
+            nodes.count_of(node(text))
+
     @pytest.mark.parametrize(
         ("text", "value"),
         [

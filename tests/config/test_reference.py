@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pytest
 
 REFERENCE = Path(__file__).parents[2] / "conf" / "reference.yaml"
-ENVIRON = {"NEXUS_HMAC_SECRET": "x" * 32}
+ENVIRON = {"NEXUS_HMAC_SECRET": "x" * 32, "SOCKS5_PASSWORD": "hunter2"}
 
 
 def keys(cls: type[Settings]) -> set[str]:
@@ -74,6 +74,7 @@ def test_what_is_commented_out_loads_too(tmp_path: Path) -> None:
     secret.write_text("x" * 32)
     secret.chmod(0o600)
     text = text.replace("/etc/nexusg/hmac-secret", str(secret))
+    text = text.replace("/etc/nexusg/socks5-password", str(secret))
     [backend] = loads(text, environ=ENVIRON).config.backends
     assert backend.udp_routes[0].flow_idle_timeout_s == 30
     assert backend.attestation.allowed_outbound_ports == (25, 465)

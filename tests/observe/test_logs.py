@@ -64,7 +64,7 @@ class Lines(list[Any]):
 def example(kind: type[LifecycleEvent]) -> LifecycleEvent:
     """An event with something in every field."""
     samples: dict[str, Any] = {"str": "x", "int": 3, "float": 0.5, "bool": True}
-    samples |= {"float | None": 0.5, "tuple[str, ...]": ("a",)}
+    samples |= {"float | None": 0.5, "int | None": 3, "tuple[str, ...]": ("a",)}
     fields = {f.name: samples[str(f.type)] for f in dataclasses.fields(kind) if f.name != "at"}
     return kind(**fields)
 

@@ -187,6 +187,35 @@ def test_close_gives_up_on_a_full_pipe(still: LineWriter, pipe: Pipe) -> None:
     assert os.read(pipe.reader, 4096) == LINE
 
 
+SHARING = """
+    import sys
+    from nexusg.observe.sink import LineWriter
+    writer = LineWriter(1, dropped_line=lambda count: b"%d" % count, shared=True)
+    for _ in range(20):
+        writer.write(sys.argv[1].encode() * 20_000 + b"\\n")
+    writer.close(10)
+"""
+
+
+def test_long_lines_of_processes_that_share_a_pipe_do_not_mix(pipe: Pipe) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(SHARING)]
+    processes = [
+        subprocess.Popen([*command, letter], cwd=ROOT, stdout=pipe.writer) for letter in "ab"
+    ]
+    data = b""
+    while data.count(b"\n") < 40:
+        data += tp_read(pipe.reader, 65536)
+    assert sorted(data.splitlines()) == [b"a" * 20_000] * 20 + [b"b" * 20_000] * 20
+    assert [process.wait(10) for process in processes] == [0, 0]
+
+
+def test_a_shared_descriptor_is_given_back_after_each_line(pipe: Pipe) -> None:
+    writer = LineWriter(pipe.writer, dropped_line=dropped_line, shared=True)
+    writer._put_in_turn(LINE)  # coverage does not see the thread
+    assert os.read(pipe.reader, 4096) == LINE
+    assert writer.close()
+
+
 HANGING = """
     import os, sys, threading
     from gevent import monkey

@@ -12,7 +12,7 @@ import pytest
 
 from nexusg.agent.lifecycle import AgentStopped, SessionConnecting, TaskFailed
 from nexusg.config.model import Logging
-from nexusg.observe.stdout import StdoutLog, setup_cli_logging
+from nexusg.observe.stdout import MasterLog, StdoutLog, setup_cli_logging
 
 
 if TYPE_CHECKING:
@@ -73,6 +73,30 @@ def test_a_field_cannot_stand_in_for_the_head(output: Output) -> None:
     [line] = output.lines
     assert (line["level"], line["event"], line["name"]) == ("error", "odd", "x")
     assert line["timestamp"] != "never"
+
+
+def test_the_lines_of_a_worker_carry_its_number(output: Output) -> None:
+    output.log = log = setup_cli_logging(Logging(), output.writer, worker=0)
+    log(AgentStopped(cut=0, at=1.5))
+    logging.getLogger("lib").warning("odd")
+    log.line("error", "odd", worker=7)
+    first, *rest = output.text.splitlines()
+    assert '"event": "agent.stopped", "worker": 0, "cut": 0}' in first
+    assert [json.loads(line)["worker"] for line in rest] == [0, 0]
+
+
+def test_the_log_of_a_master_is_written_without_a_thread(
+    output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_new_thread(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("nexusg.observe.sink.get_original", start_new_thread)
+    output.log = log = MasterLog(Logging(), output.writer)
+    log.line("info", "worker.started", worker=1)
+    assert not log.writer.waiting
+    [line] = output.lines
+    assert (line["event"], line["worker"]) == ("worker.started", 1)
 
 
 def test_level_is_a_setting(output: Output) -> None:

@@ -15,7 +15,13 @@ from nexusg.errors import LocalProtocolError, RemoteProtocolError
 from nexusg.protocol.events import Closed, Ignored, ReauthRequested
 from nexusg.protocol.lanes import Lane
 from nexusg.protocol.messages import Control, Event, Reason, encode_control, encode_grant
-from nexusg.protocol.relay_events import AgentSilent, RelayEvent, TokenOverdue, TokenReceived
+from nexusg.protocol.relay_events import (
+    AgentSilent,
+    OutboundRequested,
+    RelayEvent,
+    TokenOverdue,
+    TokenReceived,
+)
 from nexusg.protocol.relay_session import MAX_AGENT_MESSAGE_BYTES, RelaySession
 from nexusg.protocol.states import SessionState
 from nexusg.protocol.stream import Cause
@@ -376,7 +382,7 @@ def test_unknown_ids_are_ignored(event: str) -> None:
         b"\x02not json",
         b'\x02{"event":"disconnect","client_id":"?"}',
         encode_control(Control("connect", bytes(16))),
-        encode_control(Control("outbound_connect", bytes(16), target_addr="a:1")),
+        encode_control(Control("outbound_result", bytes(16), success=True)),
         encode_control(Control("hello", bytes(16))),
     ],
 )
@@ -385,6 +391,20 @@ def test_what_makes_no_sense_is_ignored(message: bytes) -> None:
     [event] = peer.send(BINARY, message)
     assert isinstance(event, Ignored)
     assert peer.received() == []
+
+
+def test_a_request_for_a_connection_and_its_answers() -> None:
+    """PROTOCOL.md section 11.3: a success is announced like a connect."""
+    peer = Peer()
+    [event] = peer.control("outbound_connect", b"o" * 16, target_addr="example.test:80")
+    assert event == OutboundRequested(b"o" * 16, "example.test:80")
+    assert peer.received() == []
+    result = Control("outbound_result", b"o" * 16, success=True, credits=64)
+    stream = peer.relay.open(result, User())
+    assert stream is not None
+    assert peer.relay.streams == {stream.id: stream}
+    assert peer.received() == [(BINARY, encode_control(result))]
+    assert not stream.granter.held
 
 
 def test_the_largest_message_and_one_byte_more() -> None:

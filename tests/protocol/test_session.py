@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusg.errors import LocalProtocolError, RemoteProtocolError
+from nexusg.protocol.credit import UDP_WINDOW
 from nexusg.protocol.events import (
     Accepted,
     ChallengeReceived,
@@ -27,7 +28,7 @@ from nexusg.protocol.messages import Control, Event, Reason
 from nexusg.protocol.session import SETTLE_S
 from nexusg.protocol.states import SessionState, StreamState
 from nexusg.protocol.stream import Cause
-from nexusg.protocol.tombstones import MAX_TOMBSTONES, TOMBSTONE_S
+from nexusg.protocol.tombstones import TOMBSTONE_S
 from nexusg.protocol.wire import ANSWER_LIMIT_BYTES
 from nexusg.protocol.wsframes import BINARY, CONTINUATION, encode_frame
 from tests.support.script import (
@@ -314,13 +315,17 @@ def test_the_memory_of_ended_streams_fades() -> None:
     script.wait(2) >> Data(A, b"late") << UNKNOWN
 
 
-def test_unknown_ids_cost_bounded_memory() -> None:
+def test_unknown_ids_cost_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is there an answer to each when nothing of the output can be written."""
+    monkeypatch.setattr("nexusg.protocol.tombstones.MAX_TOMBSTONES", 1000)
+    monkeypatch.setattr("nexusg.protocol.wire.ANSWER_LIMIT_BYTES", 50_000)
     script = Script().open()
-    strays = [Data(number.to_bytes(16, "big")) for number in range(MAX_TOMBSTONES + 100)]
-    script.raw(frames(*strays))
-    assert script.session.wire.pending_bytes < ANSWER_LIMIT_BYTES + 1000
-    assert len(script.session._tombstones) == MAX_TOMBSTONES
+    script.raw(frames(*(Data(number.to_bytes(16, "big")) for number in range(1100))))
+    assert 50_000 < script.session.wire.pending_bytes < 50_200
+    assert len(script.session._tombstones) == 1000
+    assert len(script.hear()) < 1000
+    script >> Data(bytes([1]) * 16)
+    assert script.hear()[-1] == disconnect(bytes([1]) * 16, Reason.UNKNOWN)
 
 
 def test_an_id_may_be_used_again() -> None:
@@ -431,7 +436,7 @@ def test_any_split(cuts: list[int]) -> None:
     for end in [*sorted(cut % len(data) for cut in cuts), len(data)]:
         script.raw(data[at:end])
         at = end
-    script << grant() << Pong(b"?") << Close(1001)
+    script << grant() << Pong(b"?") << grant(B, UDP_WINDOW) << Close(1001)
     script << ReauthRequested("n1") << Closed(1001, "bye")
     script.nothing()
     assert script.listeners[A].data == [b"prelude"]

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusg.errors import LocalProtocolError
-from nexusg.protocol.credit import BATCH, GRANT_TIMEOUT_S, WINDOW, CappedWindow
-from nexusg.protocol.messages import MAX_PAYLOAD_BYTES, Event, Reason
+from nexusg.protocol.credit import (
+    BATCH,
+    GRANT_TIMEOUT_S,
+    UDP_BATCH,
+    UDP_WINDOW,
+    WINDOW,
+    CappedWindow,
+)
+from nexusg.protocol.messages import MAX_PAYLOAD_BYTES, Control, Event, Reason
 from nexusg.protocol.session import SETTLE_S, TRICKLE_S
 from nexusg.protocol.states import StreamState
 from nexusg.protocol.stream import RELAY_PAUSE_S, Cause, Stream
@@ -362,16 +369,54 @@ def test_consumption_before_it_is_settled_is_not_lost() -> None:
     script << grant(credits=WINDOW) << grant(credits=10)
 
 
-def test_udp_is_never_granted_anything() -> None:
-    """Section 5.7: then the relay never blocks the port (case 35)."""
-    script, stream = opened(transport="udp")
-    for _ in range(1000):
-        script >> Data(A, b"datagram")
+def test_udp_credits_are_many_and_come_back_on_receipt() -> None:
+    """Case 35, section 5.7: a relay that waits for them would block the whole port."""
+    script = Script().open() >> connect(transport="udp")
+    script >> Data(A, b"datagram") << grant(credits=UDP_WINDOW)
+    stream, window = script.stream(), CappedWindow()
+    window.grant(UDP_WINDOW)
+    for _ in range(10 * UDP_WINDOW):
+        window.take()
+        script >> Data(A)
         stream.consumed()
+        for said in script.hear():
+            assert isinstance(said, Control)
+            window.grant(said.credits)
+        script.skip()
+        assert window.available > UDP_WINDOW - 2 * UDP_BATCH
     assert not stream.starved
-    stream.trickle()
-    script.wait(1)
+
+
+def test_one_datagram_is_one_message() -> None:
+    """Section 5.7: none is cut or joined, not even an empty one."""
+    script, stream = opened(transport="udp")
+    for size in (0, 1, MAX_PAYLOAD_BYTES):
+        stream.send_datagram(memoryview(bytes(size)))
+        script << Data(A, bytes(size))
+    assert (stream.bytes_out, stream.window.sent) == (MAX_PAYLOAD_BYTES + 1, 3)
+    with pytest.raises(LocalProtocolError, match="a datagram of 32769 bytes is too large"):
+        stream.send_datagram(bytes(MAX_PAYLOAD_BYTES + 1))
     script.nothing()
+
+
+def test_a_datagram_costs_a_credit() -> None:
+    _, stream = opened(transport="udp", credits=1)
+    stream.send_datagram(b"one")
+    assert not stream.sendable
+    with pytest.raises(LocalProtocolError, match="needs a credit"):
+        stream.send_datagram(b"two")
+
+
+def test_no_datagram_goes_out_at_the_end() -> None:
+    script, stream = opened(transport="udp")
+    script.session.close()
+    script.skip()
+    stream.send_datagram(b"dropped like any message")
+    assert stream.bytes_out == 0
+    script.nothing()
+    stream.abort(Reason.NORMAL)
+    with pytest.raises(LocalProtocolError, match="stream that is closed"):
+        stream.send_datagram(b"x")
 
 
 def test_udp_needs_no_barrier() -> None:

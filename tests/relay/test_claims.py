@@ -49,7 +49,14 @@ def test_everything() -> None:
         "maintenance_cap_s": 0,
         "status_uri": "https://a",
     }
-    assert claims.names == ["*.xn--tda.example", "b.example.com", "tcp:22", "tcp:5432"]
+    assert claims.names == [
+        "*.xn--tda.example",
+        "b.example.com",
+        "tcp:22",
+        "tcp:5432",
+        "udp:53",
+        "udp:54",
+    ]
 
 
 def test_idle_timeouts_are_clamped_before_they_are_compared() -> None:

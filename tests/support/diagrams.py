@@ -25,9 +25,10 @@ the relay has proven that it accepted them.
 
 ## Stream
 
-The life of one public client's connection at the agent. It is `flushing` when the local service
-has finished and the relay has yet to acknowledge the last messages, and `delivering` when the
-client has gone and the local service has yet to take the last bytes.
+The life of one public client's connection at the agent, or of one that the relay makes for a local
+program. It is `flushing` when the local end has finished and the relay has yet to acknowledge the
+last messages, and `delivering` when the other end has gone and the local one has yet to take the
+last bytes.
 
 ```mermaid
 {stream}

@@ -4,6 +4,8 @@
     user, pump, local = rig.open(b"hello")
     assert local.recv(100) == b"hello"
 
+and real UDP flows with `Rig.open_flow`, whose local service is a datagram socket.
+
 Only the link and the name look-up are stand-ins; time is the pair's own.
 """
 
@@ -12,15 +14,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import gevent
+from gevent import socket
 from gevent.event import Event
 
 from nexusg.agent.budget import Budget
 from nexusg.agent.context import Context
+from nexusg.agent.flows import UdpFlow
 from nexusg.agent.streams import StreamPump
 from nexusg.agent.tasks import Tasks
 from nexusg.config.model import Config, Limits
 from nexusg.protocol.messages import Reason
 from nexusg.targets.memory import MemorySocket, memory_pair
+from nexusg.targets.udp import UdpTarget
+from tests.conftest import MS
 from tests.support.pair import Pair, User
 
 
@@ -50,17 +56,19 @@ class FakeConnector:
     """Gives the targets that a test has queued, or raises the errors it has queued."""
 
     def __init__(self) -> None:
-        self.answers: list[Target | Exception] = []
+        self.answers: list[Any] = []
         self.gate = Event()
         self.gate.set()
 
-    def connect(self, stream: Stream) -> Target:
+    def connect(self, stream: Stream) -> Any:
         """The next answer, once the gate is open. Blocks."""
         self.gate.wait()
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    connect_flow = connect
 
 
 class Rig:
@@ -80,7 +88,8 @@ class Rig:
             task_failed=self._failed,
             clock=self.pair.clock,
         )
-        self.pumps: list[StreamPump] = []
+        self.pumps: list[Any] = []
+        self.sockets: list[Any] = []
         self.pair.make_local = self._make_pump  # type: ignore[assignment]
 
     def names(self) -> dict[str, Any]:
@@ -106,10 +115,35 @@ class Rig:
         self.run()
         return user, self.pumps[-1], theirs
 
+    def open_flow(
+        self,
+        first: bytes | None = b"",
+        *,
+        answer: UdpTarget | Exception | None = None,
+        user: User | None = None,
+        **connect: Any,
+    ) -> tuple[User, UdpFlow, Any]:
+        """Open a UDP flow whose local service is the other end of a socket pair. Blocks."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        theirs.settimeout(0)
+        if answer is None:
+            answer = UdpTarget(ours, "service:53", self.context.buffer)
+        else:
+            ours.close()
+        self.connector.answers.append(answer)
+        self.sockets.append(theirs)
+        udp = {"transport": "udp", "hostname": "udp:53", "conn_port": 53, "is_tls": False}
+        user, _ = self.pair.open(first, user=user, **{**udp, **connect})
+        self.run()
+        return user, self.pumps[-1], theirs
+
     def run(self) -> None:
         """Let greenlets and bytes move until nothing does. Blocks."""
         for _ in range(12):
             gevent.sleep(0)
+            self.pair.pump()
+        if self.sockets:  # which are only looked at when nothing else is to do
+            gevent.sleep(MS)
             self.pair.pump()
 
     def advance(self, seconds: float) -> None:
@@ -131,12 +165,16 @@ class Rig:
         for pump in list(self.context.pumps):
             pump.finish(Reason.SHUTDOWN, "agent", "")
         assert self.context.tasks.kill(1)
+        for unused in [*self.sockets, *self.connector.answers]:
+            unused.close()
         assert not self.failures, self.failures
         assert self.context.budget.used_bytes == 0
         assert not self.context.pumps
+        assert not len(self.context.flows)
 
-    def _make_pump(self, stream: Stream) -> StreamPump:
-        pump = StreamPump(cast("Session", self), stream)
+    def _make_pump(self, stream: Stream) -> StreamPump | UdpFlow:
+        kind = UdpFlow if stream.is_udp else StreamPump
+        pump = kind(cast("Session", self), stream)
         self.pumps.append(pump)
         return pump
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nexusg.targets.base import Target
+    from nexusg.targets.udp import UdpTarget
 
 MIB = 1024 * 1024
 PAYLOAD = random.Random(1).randbytes(MIB)
@@ -64,6 +65,13 @@ def send_all(target: Target, data: bytes) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def read_datagram(target: UdpTarget, limit: int = 2048) -> bytes:
+    """The next datagram, as a flow reads it. Blocks."""
+    while (data := target.try_read(limit)) is None:
+        target.wait_readable()
+    return bytes(data)
 
 
 def receive(peer: Any, count: int) -> bytes:
@@ -309,6 +317,129 @@ class TargetContract:
         assert receive(peer, 3) == b"abc"
         turns()
         assert target.unsent_bytes() == 0
+
+
+class DatagramContract:
+    """What `UdpTarget` promises over each kind of socket. Subclass it as ``Test…``."""
+
+    def connect(self) -> tuple[UdpTarget, Any]:
+        """A connected target, and its other end, also connected."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def ends(self) -> Iterator[tuple[UdpTarget, Any]]:
+        target, peer = self.connect()
+        peer.settimeout(1)
+        yield target, peer
+        target.close()
+        peer.close()
+
+    def test_has_a_name(self, ends: Any) -> None:
+        target, _ = ends
+        assert isinstance(target.name, str)
+        assert target.name in repr(target)
+
+    def test_nothing_yet(self, ends: Any) -> None:
+        target, _ = ends
+        assert target.try_read(100) is None
+        assert target.try_read(100) is None
+
+    def test_boundaries_are_kept_both_ways(self, ends: Any) -> None:
+        target, peer = ends
+        datagrams = [b"", b"one", b"", PAYLOAD[:2048], b"x", PAYLOAD[:9000], b""]
+        for datagram in datagrams:
+            assert target.try_send(datagram)
+            assert target.try_send(memoryview(datagram))
+            peer.send(datagram)
+        assert [peer.recv(65536) for _ in 2 * datagrams] == [one for one in datagrams for _ in "12"]
+        assert [read_datagram(target, 9000) for _ in datagrams] == datagrams
+        assert not target.losses()
+
+    def test_a_datagram_that_is_waited_for(self, ends: Any) -> None:
+        target, peer = ends
+        reading = Greenlet.spawn(read_datagram, target)
+        turns()
+        assert not reading.ready()
+        peer.send(b"")
+        assert reading.get() == b""
+
+    def test_oversize_is_dropped_and_counted(self, ends: Any) -> None:
+        """Case 37: also with an exact fit on both sides of it."""
+        target, peer = ends
+        for size in (100, 101, 100, 65, 9000, 1):
+            peer.send(PAYLOAD[:size])
+        assert [len(read_datagram(target, 100)) for _ in range(4)] == [100, 100, 65, 1]
+        assert target.losses() == {"oversize": 2}
+
+    def test_what_overflows_is_counted(self, ends: Any) -> None:
+        """Nothing waits for a service or a user: the kernel keeps some, and drops the rest."""
+        target, peer = ends
+        peer.settimeout(0)
+        sent = refused = 0
+        for _ in range(2000):
+            try:
+                peer.send(bytes(1000))
+                sent += 1
+            except BlockingIOError:  # as unix sockets do it
+                refused += 1
+        kept = 0
+        while target.try_read(1000) is not None:
+            kept += 1
+        assert 0 < kept < 2000
+        assert kept + target.losses().get("overflow", 0) == sent
+
+    def test_sending_never_waits(self, ends: Any) -> None:
+        target, peer = ends
+        taken = sum(target.try_send(bytes(1000)) for _ in range(2000))
+        assert taken + target.losses().get("full", 0) == 2000
+        assert peer.recv(65536) == bytes(1000)
+
+    def test_a_view_is_valid_until_the_next_switch(self, ends: Any) -> None:
+        target, peer = ends
+        peer.send(b"look")
+        target.wait_readable()
+        view = target.try_read(100)
+        assert target.try_send(b"reply")
+        assert view == b"look"
+
+    def test_closed(self, ends: Any) -> None:
+        target, peer = ends
+        peer.send(PAYLOAD[:200])
+        assert target.try_read(100) is None
+        target.close()
+        target.close()
+        with pytest.raises(OSError, match=r"."):
+            target.try_send(b"x")
+        with pytest.raises(OSError, match=r"."):
+            target.try_read(1)
+        with pytest.raises(OSError, match=r"."):
+            target.wait_readable()
+        assert target.losses() == {"oversize": 1}, "that stays"
+
+    def test_close_while_reading(self, ends: Any) -> None:
+        target, _ = ends
+        reading = Greenlet.spawn(_error_of, read_datagram, target)
+        turns()
+        target.close()
+        assert isinstance(reading.get(), OSError)
+
+    def test_a_killed_reader_leaves_it_usable(self, ends: Any) -> None:
+        target, peer = ends
+        reading = Greenlet.spawn(read_datagram, target)
+        turns()
+        reading.kill()
+        peer.send(b"for the next one")
+        assert read_datagram(target) == b"for the next one"
+
+    def test_a_service_that_is_gone_is_survived(self, ends: Any) -> None:
+        """Case 36: what is sent to it is lost, and that is all."""
+        target, peer = ends
+        peer.close()
+        for _ in range(4):
+            target.try_send(b"into the void")
+            turns()
+        assert target.try_read(100) is None
+        assert 3 <= target.losses()["refused"] <= 4
 
 
 def _error_of(function: Any, *args: Any) -> OSError | None:

@@ -42,6 +42,26 @@ def native_pair() -> tuple[Any, Any]:
     return _small(native, socket.socket(theirs.family, theirs.type, theirs.proto, theirs.detach()))
 
 
+def udp_pair(host: str = "127.0.0.1") -> tuple[Any, Any]:
+    """Two UDP sockets of gevent, connected to each other."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    ours, theirs = (socket.socket(family, socket.SOCK_DGRAM) for _ in "12")
+    for sock in (ours, theirs):
+        sock.bind((host, 0))
+    ours.connect(theirs.getsockname())
+    theirs.connect(ours.getsockname())
+    return ours, theirs
+
+
+def unix_datagram_pair(*, native: bool = False) -> tuple[Any, Any]:
+    """Two connected unix datagram sockets, the first one as an unpatched process has it, or not."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    if native:
+        kind = get_original("socket", "socket")
+        ours = kind(ours.family, ours.type, ours.proto, ours.detach())
+    return ours, theirs
+
+
 def tls_pair(contexts: Contexts, **options: Any) -> tuple[Any, Any]:
     """Two TLS sockets of gevent, the client first; ``options`` are the server's. Blocks."""
     client, server = contexts

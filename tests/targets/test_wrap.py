@@ -7,15 +7,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gevent import socket
 from gevent.monkey import get_original
 
 from nexusg.errors import TargetError
 from nexusg.targets.blocking import BlockingTarget
 from nexusg.targets.memory import memory_pair
 from nexusg.targets.sockets import SocketTarget, TlsSocketTarget
-from nexusg.targets.wrap import as_target
+from nexusg.targets.udp import UdpTarget
+from nexusg.targets.wrap import as_target, as_udp_target
 from tests.targets.conformance import BUFFER, TargetContract
-from tests.targets.pairs import native_pair, tls_pair, unix_pair
+from tests.targets.pairs import native_pair, tls_pair, udp_pair, unix_datagram_pair, unix_pair
 from tests.targets.test_blocking import Channel
 
 
@@ -117,6 +119,45 @@ def test_anything_else_is_refused(thing: object) -> None:
         "object with recv(), send() and close() is wanted"
     )
     assert caught.value.code == "handler"
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_datagram_sockets(native: bool) -> None:
+    ours, theirs = unix_datagram_pair(native=native)
+    target = as_udp_target(ours, "handler:dns", BUFFER)
+    assert type(target) is UdpTarget
+    assert target.name == "handler:dns"
+    assert as_udp_target(target, "x", BUFFER) is target
+    target.close()
+    theirs.close()
+
+
+def test_tcp_and_udp_are_not_mixed_up() -> None:
+    """And what was handed over by mistake is closed."""
+    for pair, wrap, text in (
+        (udp_pair, as_target, "a datagram socket for a TCP stream"),
+        (unix_pair, as_udp_target, "another kind of socket for a UDP flow, and a connected"),
+    ):
+        ours, theirs = pair()
+        with pytest.raises(TargetError, match=text) as caught:
+            wrap(ours, "x", BUFFER)
+        assert caught.value.code == "handler"
+        assert ours.fileno() == -1
+        theirs.close()
+
+
+def test_a_datagram_socket_must_be_connected() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        pytest.raises(TargetError, match="another kind of socket for a UDP flow"),
+    ):
+        as_udp_target(sock, "x", BUFFER)
+
+
+@pytest.mark.parametrize("thing", [("127.0.0.1", 53), None, memory_pair()[0]])
+def test_a_flow_wants_a_datagram_socket(thing: object) -> None:
+    with pytest.raises(TargetError, match="and a connected datagram socket is wanted"):
+        as_udp_target(thing, "x", BUFFER)
 
 
 UNPATCHED = """

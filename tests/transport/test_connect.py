@@ -1,4 +1,4 @@
-"""TCP and unix connections, within a time."""
+"""TCP, UDP and unix connections, within a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ import pytest
 from gevent import Greenlet, socket
 
 from nexusg.transport import connect as module
-from nexusg.transport.connect import closed_on_error, connect_tcp, connect_unix, join_host_port
+from nexusg.transport.connect import (
+    MEETINGS,
+    closed_on_error,
+    connect_tcp,
+    connect_udp,
+    connect_unix,
+    join_host_port,
+)
 from nexusg.transport.failure import ConnectError
 from nexusg.transport.resolve import SocketAddress
 from tests.transport.servers import Server, answering, needs_ipv6, serving
@@ -191,6 +198,73 @@ def test_meeting_itself_is_a_refusal(addresses: Any, monkeypatch: pytest.MonkeyP
 def test_a_connection_that_is_gone_again_is_not_its_own_peer() -> None:
     with socket.socket() as sock:
         assert not module._meets_itself(sock)
+
+
+# --- UDP -------------------------------------------------------------------------------------
+
+
+def test_udp() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        service.bind(("127.0.0.1", 0))
+        port = service.getsockname()[1]
+        for host in ("127.0.0.1", "localhost"):
+            with connect_udp(host, port, 5) as sock:
+                assert sock.getpeername() == ("127.0.0.1", port)
+                assert sock.gettimeout() is None
+                sock.send(b"x")
+                assert service.recvfrom(10) == (b"x", sock.getsockname())
+
+
+@needs_ipv6
+def test_udp_over_ipv6() -> None:
+    with connect_udp("::1", 9, 5) as sock:
+        assert sock.getpeername()[:2] == ("::1", 9)
+
+
+def test_udp_takes_an_address_with_a_route(addresses: Any) -> None:
+    addresses((999, ("::1", 9, 0, 0)), (socket.AF_INET, ("127.0.0.1", 9)))
+    with connect_udp("x.test", 9, 5) as sock:
+        assert sock.getpeername() == ("127.0.0.1", 9)
+    addresses((999, ("::1", 9, 0, 0)))
+    with pytest.raises(ConnectError, match=r"cannot connect to x.test:9: Address family") as caught:
+        connect_udp("x.test", 9, 5)
+    assert caught.value.code == "unreachable"
+
+
+def test_udp_look_up_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "resolve", lambda *_: gevent.sleep(5))
+    with pytest.raises(ConnectError, match=r"looking up x.test took longer than 0.02 s") as caught:
+        connect_udp("x.test", 9, 0.02)
+    assert caught.value.code == "timeout"
+
+
+@pytest.mark.parametrize("times", [1, MEETINGS])
+def test_udp_does_not_meet_itself(
+    addresses: Any, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """A service that is down would be answered by its own requests, and kept from its port."""
+    made = []
+
+    class Bound(socket.socket):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.bind(("127.0.0.1", 0))
+            made.append(self)
+
+        def connect(self, address: Any) -> None:
+            super().connect(self.getsockname() if len(made) <= times else address)
+
+    monkeypatch.setattr("nexusg.transport.connect.socket.socket", Bound)
+    addresses((socket.AF_INET, ("127.0.0.1", 9)))
+    if times < MEETINGS:
+        with connect_udp("x.test", 9, 5) as sock:
+            assert sock.getpeername() == ("127.0.0.1", 9)
+    else:
+        with pytest.raises(ConnectError) as caught:
+            connect_udp("x.test", 9, 5)
+        assert caught.value.code == "refused"
+    assert len(made) == min(times + 1, MEETINGS)
+    assert {sock.fileno() for sock in made} == {-1}
 
 
 # --- Unix sockets ----------------------------------------------------------------------------

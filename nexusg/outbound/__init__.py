@@ -1,0 +1,1 @@
+"""Local programs that connect out through a relay: SOCKS5."""
