@@ -1,5 +1,6 @@
 # make demo [ONCE=1]   show a tunnel working, in an environment of its own (.venv)
 # make test            everything that CI checks here: tox
+# make bench           agents side by side; BENCH_ARGS=--quick: only whether it works (BENCHMARKS.md)
 # make clean           remove what these made
 
 VENV := .venv
@@ -16,7 +17,7 @@ PYTHON = $(shell PATH='$(PATH)'; for name in python3.13 python3.12 python3.11 py
 	$$name -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
 	&& echo $$name && break; done)
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo: $(VENV)/.nexusg-installed
 	$(BIN)/nexusg demo $(if $(ONCE),--once)
@@ -25,6 +26,9 @@ demo: $(VENV)/.nexusg-installed
 test: $(VENV)/.tox-installed
 	rm -rf build
 	$(BIN)/tox run-parallel --parallel auto $(TOX_ARGS)
+
+bench: $(VENV)/.nexusg-installed
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .tox build dist nexusg.egg-info .hypothesis .mypy_cache .ruff_cache

@@ -46,6 +46,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except Failed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _run(
@@ -59,9 +61,9 @@ def _run(
     about = machine.describe(found)
     about["relay"] = "an external one" if external else "the development relay"
     about["run"] = f"{repeats} repeats of {settings.seconds:g} s, agents alternating"
+    if (load := machine.load_average()) > QUIET_LOAD:
+        about["busy"] = f"load {load:.1f} before the run, so figures will not repeat"
     _say(report.facts(about))
-    if (load := machine.load_average()) > QUIET_LOAD and not given.quick:
-        _say(f"The machine is busy (load {load:.1f}): expect figures that do not repeat.\n")
     ground = bed.make(stack, _folder(stack, given.keep), found, external, plain=given.plain)
     result = report.Report(scenarios, [agent.name for agent in agents])
 

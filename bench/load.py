@@ -36,9 +36,9 @@ PATIENCE_S = 20.0
 MAX_ERRORS = 100
 
 #: A transfer is cut into bodies of about this over all streams, so that it ends soon after the
-#: window, but none is so short that its request counts.
+#: window, but none is so short that its request costs much.
 ROUND_BYTES = 16 * MIB
-MIN_BODY_BYTES, MAX_BODY_BYTES = 256 * 1024, 4 * MIB
+MIN_BODY_BYTES, MAX_BODY_BYTES = 256 * 1024, MIB
 #: Downloads are asked for this far ahead, beside the round trips.
 AHEAD_S = 0.05
 

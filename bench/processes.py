@@ -86,6 +86,11 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._child.pid
+
     def stop(self) -> None:
         """End it, politely first. Blocks, for a while at most."""
         child = self._child

@@ -140,15 +140,19 @@ class Report:
 
     def _notes(self) -> list[str]:
         """Each reason once, with all that it kept from being measured."""
-        why: dict[str, list[str]] = {}
+        why: dict[str, dict[str, list[str]]] = {}
         for (scenario, agent), found in self._found.items():
             texts = [f"skipped, {one.skipped}" for one in found if one.skipped]
             texts += [f"FAILED: {one.failed.splitlines()[0]}" for one in found if one.failed]
             if errors := sum(one.values.get("errors", 0) for one in found):
-                texts.append(f"{errors:g} connections broke, in {len(found)} repeats")
+                texts.append(f"{errors:g} connections broke in {len(found)} repeats")
             for text in dict.fromkeys(texts):
-                why.setdefault(text, []).append(f"{scenario} of {agent}")
-        return [f"- {', '.join(what)}: {text}" for text, what in why.items()]
+                why.setdefault(text, {}).setdefault(agent, []).append(scenario)
+        return [
+            f"- {agent}, {text}: {', '.join(scenarios)}"
+            for text, agents in why.items()
+            for agent, scenarios in agents.items()
+        ]
 
     def _summary(self, scenario: Scenario, agent: str) -> dict[str, Any]:
         keys = {column.key for column in FAMILIES[scenario.family].columns}

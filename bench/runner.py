@@ -7,6 +7,7 @@ of them. Each measurement is of a fresh process; only the quick run keeps it for
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
     from bench.agents import Agent
     from bench.bed import Bed
+    from bench.processes import Process
     from bench.scenarios import Scenario, Settings, Values
+
+#: A thousand connections take a moment to end, and the next scenario is not to pay for it.
+CALM_S, CALM_STEP_S = 5.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ class Runner:
                     return
                 stage = Stage(self._bed, process, doors, self._settings)
                 # After a failure the others get a new process.
-                while todo and self._measure(lap, todo.pop(0), stage):
-                    pass
+                while self._measure(lap, todo.pop(0), stage) and todo:
+                    _calm(process)
 
     def _skip(self, lap: Lap, scenario: Scenario) -> bool:
         why = scenario.lacks(self._bed)
@@ -115,3 +120,18 @@ class Runner:
             scenario.name, lap.agent.name, lap.repeat, values or {}, skipped, failed
         )
         self._on_measured(measurement)
+
+
+def _calm(process: Process) -> None:
+    """Wait until ``process`` has dealt with the end of the load before, for a while at most."""
+    before, deadline = -1.0, time.monotonic() + CALM_S
+    while (used_s := _cpu_s(process)) != before and time.monotonic() < deadline:
+        before = used_s
+        process.wait_end(CALM_STEP_S)
+
+
+def _cpu_s(process: Process) -> float:
+    try:
+        return process.usage().cpu_s
+    except Failed:
+        return 0.0  # the next scenario will say so

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         HealthChecks,
         PortMapping,
         RelayTls,
+        Socks5Auth,
         UdpRoute,
     )
     from nexusg.config.secret import Secret
@@ -74,6 +75,7 @@ __all__ = [
     "Retry",
     "Secret",
     "SessionLost",
+    "Socks5Auth",
     "Stage",
     "TargetError",
     "Token",
@@ -102,6 +104,7 @@ _HOMES = {
     "PortMapping": "nexusg.config.model",
     "RelayTls": "nexusg.config.model",
     "Secret": "nexusg.config.secret",
+    "Socks5Auth": "nexusg.config.model",
     "Stage": "nexusg.attest.base",
     "Token": "nexusg.attest.base",
     "TokenRequest": "nexusg.attest.base",

@@ -70,7 +70,7 @@ def test_further_settings_load() -> None:
     assert texts
     head = "backends:\n  - name: web\n    nexusAddresses: [wss://relay.example.com/connect]\n"
     for text in texts:
-        given = f"{head}    attestation: {{hmacSecret: {SECRET}}}\n{text}"
+        given = f'{head}    attestation: {{hmacSecret: "{SECRET}"}}\n{text}'
         assert loads(given, "README.md", {}).warnings == ()
 
 

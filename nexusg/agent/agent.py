@@ -252,10 +252,10 @@ class Agent:
 
     def _begin_stop(self, grace_s: float) -> None:
         self._stopping = True
-        for socks in self._socks:
-            socks.stop()
         self._context.emit(AgentStopping(grace_s=grace_s, streams=len(self._context.pumps)))
         self._side_tasks.spawn("stop", self._stop, grace_s)
+        for socks in self._socks:
+            socks.stop()
 
     def _stop(self, grace_s: float) -> None:
         # Whatever goes wrong, nobody may wait for the end for ever.

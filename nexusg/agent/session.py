@@ -129,8 +129,7 @@ class Session:
         try:
             self.tasks.spawn("writer", self._write)
             self.tasks.spawn("ticker", self._tick)
-            self.core.send_handshake_token(token.value, now)
-            contained(self._broken, self._serve, upgraded.leftover)
+            contained(self._broken, self._serve, token.value, upgraded.leftover)
         finally:
             self._finish()
 
@@ -180,10 +179,11 @@ class Session:
         """Have new output written."""
         self.link.flush()
 
-    def _serve(self, leftover: bytes) -> None:
+    def _serve(self, token: str, leftover: bytes) -> None:
+        link, core, clock = self.link, self.core, self.context.clock
+        core.send_handshake_token(token, clock())
         try:
             self._feed(leftover)
-            link, core, clock = self.link, self.core, self.context.clock
             while True:
                 count = link.read_into(core.buffer())
                 events = core.receive(count, clock())

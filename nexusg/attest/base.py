@@ -64,11 +64,14 @@ class Token:
         """Take a token from what a provider returned; without ``expires_at``, its own exp counts.
 
         Raises:
-            TokenError: nothing is left after trimming (PROTOCOL.md section 9.1).
+            TokenError: nothing is left after trimming (PROTOCOL.md section 9.1), or it is no text
+                that a token could be (RFC 7515 section 3.1 has only ASCII).
         """
         value = text.strip()
         if not value:
             raise TokenError("the provider returned an empty token")
+        if not value.isascii():
+            raise TokenError("the provider returned a token with characters beyond ASCII")
         if expires_at is None:
             expires_at = number(unverified_claims(value), "exp")
         return cls(value, expires_at)

@@ -126,6 +126,7 @@ class _Child(Popen[bytes]):
     """
 
     def __init__(self, argv: Sequence[str], **options: Any) -> None:
+        self._started_in = os.getpid()
         try:
             super().__init__(argv, **options)
         except BaseException:  # Timeout and GreenletExit too, as above
@@ -134,7 +135,12 @@ class _Child(Popen[bytes]):
             raise
 
     def kill_group(self) -> None:
-        """Kill the child and everything in its group. gevent's child watcher reaps it."""
+        """Kill the child and everything in its group. gevent's child watcher reaps it.
+
+        Without effect in a fork of the process that started it: there it is somebody else's.
+        """
+        if self._started_in != os.getpid():
+            return
         # The child first: once that is done it cannot start the session any more, so that
         # either there is a group to be killed now or there never will be.
         if self.returncode is None:

@@ -24,7 +24,7 @@ MIN_SECRET_CHARS = 4
 # linear: without it a long run of letters is tried from each of them.
 _JWT = re.compile(
     r"(?<![\w-])(?:"
-    r"e(?:yJ|yA|yI|wo|w0|wk)[\w-]{5,}(?:\.[\w-]*){1,4}"
+    r"e(?:y[AI-L]|wo|w0|wk)[\w-]{5,}(?:\.[\w-]*){1,4}"
     r"|[\w-]{8,}(?:\.[\w-]{8,}){2,}"
     r")",
     re.ASCII,

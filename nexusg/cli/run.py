@@ -13,6 +13,7 @@ from nexusg.observe.stdout import MasterLog, setup_cli_logging
 
 from .arguments import override
 from .cpus import how_many
+from .descriptors import raise_limit
 from .exits import OUTCOMES, Exit
 from .master import Master, Worker
 from .orders import Orders
@@ -92,6 +93,9 @@ def _work(worker: Worker, loaded: Loaded, logging: Logging) -> int:
 def _say_first(loaded: Loaded, log: StdoutLog) -> None:
     for warning in loaded.warnings:
         log.line("warning", "config.warning", message=warning)
+    short = raise_limit()
+    if short:
+        log.line("warning", "limits.descriptors", message=short)
     if "SUPERVISOR_ENABLED" in os.environ:
         grace_s = loaded.config.shutdown.grace_s
         advice = f"stopwaitsecs must be more than shutdown.graceSeconds, which is {grace_s:g}"

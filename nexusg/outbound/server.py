@@ -152,6 +152,7 @@ class Socks5Server:
         """The client with its request; None if it has gone. Raises OSError, Refused. Blocks."""
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         dialogue = Dialogue(self._credentials)
         while dialogue.request is None:
             data = sock.recv(READ_BYTES)

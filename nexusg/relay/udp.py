@@ -95,9 +95,9 @@ class UdpPort:
                     datagram, address = sock.recvfrom(READ_BYTES)
                 except BlockingIOError:
                     socket.wait(readable)
-                    continue
-                if len(datagram) <= largest:
-                    self._receive(datagram, address)
+                else:
+                    if len(datagram) <= largest:
+                        self._receive(datagram, address)
                 reads += 1
                 if reads % READS_PER_TURN == 0:
                     gevent.sleep(0)

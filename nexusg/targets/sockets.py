@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import sys
 import termios
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -148,13 +149,14 @@ class TlsSocketTarget(SocketTarget):
     backlog.
     """
 
-    __slots__ = ("_crossed",)
+    __slots__ = ("_crossed", "_pid")
 
     _tls = True
 
     def __init__(self, sock: SSLSocket, name: str, buffer: bytearray) -> None:
         super().__init__(sock, name, buffer)
         self._crossed = False  # a read has to write first
+        self._pid = os.getpid()
 
     def try_send(self, data: memoryview | bytes) -> int:
         """Take what fits at once, record by record, and return how much. Raises OSError.
@@ -211,7 +213,8 @@ class TlsSocketTarget(SocketTarget):
     def close(self) -> None:
         """Send close_notify if that is possible at once, and close; idempotent."""
         try:
-            self._sock.unwrap()
+            if self._pid == os.getpid():  # in a fork the connection goes on without us
+                self._sock.unwrap()
         except (OSError, ValueError):  # it is full, closed, or no longer TLS
             pass
         super().close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
-from gevent import Greenlet
+from gevent import Greenlet, socket
 from gevent.event import Event
 
 from nexusg.agent import agent as agent_module
@@ -438,6 +438,18 @@ def test_a_network_change_reaches_every_slot(
     assert agent.named("network.changed")[0].detail == "eth0: up"
 
 
+def test_a_socks_listener_lives_as_long_as_the_agent(running: Running) -> None:
+    """The rest is in test_socks.py."""
+    listen = {"socks5_listen_addr": "127.0.0.1:0"}
+    agent = running.connected(running.relay(), backend=listen)
+    host, port = agent.wait("socks.listening").address.split(":")
+    address = (host, int(port))
+    socket.create_connection(address).close()
+    agent.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
 # Figures ---------------------------------------------------------------------------------------
 
 
@@ -495,7 +507,9 @@ def test_in_a_child_the_agent_is_not_running(
 ) -> None:
     """Nothing is said to the relay, and every greenlet ends."""
     relay = running.relay()
-    agent = running.connected(relay, target=running.service(hold).target)
+    listen = {"socks5_listen_addr": "127.0.0.1:0"}
+    agent = running.connected(relay, target=running.service(hold).target, backend=listen)
+    agent.wait("socks.listening")
     running.user(relay)
     agent.wait("stream.connected")
     session = agent._slots[0].session

@@ -7,7 +7,7 @@ import time
 from nexusg.agent.budget import Budget
 from nexusg.agent.context import Context
 from nexusg.agent.tasks import Tasks
-from nexusg.config.model import Config
+from nexusg.config.model import Config, Limits
 from nexusg.targets.base import READ_BYTES
 
 
@@ -31,3 +31,11 @@ def test_nothing_is_shared_between_agents() -> None:
     assert one.pumps is not other.pumps
     assert one.buffer is not other.buffer
     assert len(one.buffer) == READ_BYTES
+    assert one.flows is not other.flows
+
+
+def test_the_number_of_flows_is_a_setting() -> None:
+    tasks = Tasks("streams", lambda *_: None)
+    config = Config(limits=Limits(udp_flows=7))
+    context = Context(config, Budget(1), tasks, lambda _: None, lambda *_: None)
+    assert context.flows.limit == 7

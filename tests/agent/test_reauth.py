@@ -117,11 +117,12 @@ def test_only_the_newest_challenge_is_answered(bench: Bench) -> None:
     """Case 13: the token for the older one is not even waited for."""
     gate = bench.provider.gates[Stage.REAUTH]
     gate.clear()
-    bench.connect()
+    session = bench.connect()
     bench.peer.reauth(FIRST)
     bench.wait("reauth.started")
     bench.peer.reauth(SECOND)
     bench.wait("reauth.started", 2)
+    assert len(session.tasks) == 3, "writer, ticker, and one attempt"
     gate.set()
     bench.peer.wait_token("reauth")
     bench.wait("reauth.completed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -16,7 +17,7 @@ from nexusg.errors import DialFailed, Rejected, Retry, SessionLost, TokenError, 
 from nexusg.protocol.messages import Reason
 from nexusg.protocol.wsframes import PING, encode_frame
 from tests.conftest import MS
-from tests.support.pair import NONCE
+from tests.support.pair import NONCE, Local
 from tests.support.peer import RELAY, Bench
 
 
@@ -86,12 +87,21 @@ def test_a_dial_that_fails(bench: Bench) -> None:
     assert not bench.session.opened
 
 
-def test_a_token_that_cannot_be_sent_leaves_no_socket_open(bench: Bench) -> None:
+@pytest.mark.parametrize("stage", [Stage.HANDSHAKE, Stage.ATTEST])
+def test_a_token_that_cannot_be_sent(bench: Bench, stage: Stage) -> None:
     """A text that is not Unicode is the provider's fault, and costs this attempt only."""
-    bench.provider.tokens[Stage.HANDSHAKE] = "\ud800"
+    bench.provider.tokens[stage] = "eyJ\ud800"
     bench.start()
-    assert isinstance(bench.end(), UnicodeEncodeError)
+    if stage is Stage.ATTEST:
+        bench.peer.challenge()
+    error = bench.end()
+    assert isinstance(error, SessionLost)
+    assert "internal error" in str(error)
     assert bench.session.link.closed
+    ((_, failure),) = bench.failures
+    assert isinstance(failure, UnicodeEncodeError)
+    assert "eyJ" not in str(failure), "it goes into a log"
+    bench.failures.clear()
 
 
 def test_the_upgrade_may_have_brought_frames(bench: Bench) -> None:
@@ -490,6 +500,27 @@ def talk(bench: Bench) -> None:
         gevent.sleep(2 * MS)
 
 
+def test_the_relay_may_be_asked_for_connections_while_it_is_open(bench: Bench) -> None:
+    """Section 11.3; the rest is in test_outbound.py."""
+    assert not bench.session.takes_outbound
+    session = bench.connect()
+    assert session.takes_outbound
+    opened = []
+
+    def open_stream(stream: Any) -> Local:
+        opened.append(stream)
+        return Local(stream, takes=False)
+
+    session.connect_outbound("db.example.com:5432", open_stream)
+    (stream,) = opened
+    assert stream.target_addr == "db.example.com:5432"
+    assert uuid.UUID(bytes=stream.id).version == 4
+    assert bench.context.counters.streams_opened == 1
+    session.drain()
+    assert session.established
+    assert not session.takes_outbound, "new ones of either kind are refused"
+
+
 def test_a_fork_disowns_what_is_open(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     disowned: list[bool] = []
     bench.session.forked()
@@ -513,8 +544,11 @@ def test_a_relay_that_does_not_answer_the_close_frame(
     assert bench.end() is None
 
 
-def test_a_relay_that_answers_the_close_frame_by_hanging_up(bench: Bench) -> None:
+def test_a_relay_that_answers_the_close_frame_by_hanging_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then there is nothing to wait for."""
+    monkeypatch.setattr(session_module, "GOODBYE_S", 60)
     session = bench.connect()
     closing = Greenlet.spawn(session.close, "stopping")
     bench.peer.wait(lambda: bench.peer.core.wire.close_received)

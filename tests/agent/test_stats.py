@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nexusg.agent.stats import Counters, SessionStats, Stats, stream_stats, totals
+from nexusg.config.model import Limits
 from nexusg.protocol.messages import Reason
+from tests.support.rig import Rig
 
 
 if TYPE_CHECKING:
@@ -107,6 +109,30 @@ def test_one_stream(bench: Bench) -> None:
     assert snapshot(bench, streams=(stats,)).streams == (stats,)
     local.close()
     bench.wait("stream.closed")
+
+
+def test_lost_datagrams_of_live_and_ended_flows_add_up() -> None:
+    rig = Rig(Limits(udp_datagram_bytes=10, udp_flows=2))
+    flows = []
+    for _ in range(3):  # the first one has to go
+        _, flow, local = rig.open_flow()
+        local.send(bytes(11))
+        rig.run()
+        flows.append(flow)
+    totals_now = totals(
+        rig.context.counters,
+        rig.context.pumps,
+        [],
+        (),
+        streams=(),
+        buffered_bytes=0,
+        events_dropped=0,
+    )
+    assert totals_now.datagrams_dropped == {"oversize": 3}
+    assert totals_now.flows_evicted == 1
+    stats = stream_stats(flows[-1], rig.context.clock())
+    assert (stats.is_udp, stats.datagrams_dropped, stats.target) == (True, 1, "service:53")
+    rig.stop()
 
 
 def test_slots_are_listed(bench: Bench) -> None:

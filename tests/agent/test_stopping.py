@@ -188,6 +188,7 @@ def test_an_idle_stream_does_not_hold_the_stop(stop: Stop) -> None:
     assert not busy.done, "it was busy until a moment ago"
     stop.advance(2)
     assert stop.cut() == 0
+    stop.rig.run()
     assert user.reason == "shutdown"
 
 

@@ -133,15 +133,16 @@ def test_a_target_that_comes_too_late_is_closed(rig: Rig) -> None:
 def test_a_slow_local_service_is_written_to_later(rig: Rig) -> None:
     """What the service does not take at once waits in the backlog, and credits wait with it."""
     user, pump, local = rig.open(b"", limit_bytes=10)
-    for _ in range(20):
+    for _ in range(64):
         assert user.stream.send(b"0123456789")
     rig.run()
-    assert pump.buffered_bytes == 190
+    assert pump.buffered_bytes == 630
+    assert not user.stream.window.available
     received = b""
-    while len(received) < 200:
+    while len(received) < 640:
         received += local.recv(1000)
         rig.run()
-    assert received == b"0123456789" * 20
+    assert received == b"0123456789" * 64
     assert pump.buffered_bytes == 0
     assert user.stream.window.available >= 64 - 7
 

@@ -23,6 +23,7 @@ from nexusg.errors import (
     UpgradeRefused,
 )
 from nexusg.protocol.states import SessionState
+from tests.conftest import MS
 from tests.support.clock import FakeClock
 from tests.support.peer import StubProvider
 from tests.support.running import hurry
@@ -126,7 +127,7 @@ class Slot:
         """Let it run until ``condition()`` holds. Blocks."""
         with gevent.Timeout(AMPLE_S, AssertionError("never came true")):
             while not condition():
-                gevent.sleep(0.0005)
+                gevent.sleep(0.5 * MS)
 
     def last(self, name: str) -> Any:
         """The newest event of that name."""
@@ -177,7 +178,7 @@ def test_a_session_that_is_lost(slot: Slot) -> None:
     assert (lost.backend, lost.relay, lost.session) == ("web", RELAY, "s1")
     assert (lost.code, lost.error, lost.streams) == ("silent", "silence", 3)
     assert lost.duration_s == 12.346
-    assert lost.retry_in_s == pytest.approx(0.005)
+    assert lost.retry_in_s == pytest.approx(5 * MS)
     assert slot.context.counters.failures == 1
     assert [event.name() for event in slot.events] == [
         "session.connecting",
@@ -224,7 +225,7 @@ def test_a_rejection(slot: Slot) -> None:
     slot.session(4)
     rejected = slot.last("session.rejected")
     assert (rejected.stage, rejected.reason, rejected.attempts) == ("attest", "token is expired", 3)
-    assert rejected.retry_in_s == pytest.approx(0.04, rel=0.5)
+    assert rejected.retry_in_s == pytest.approx(40 * MS, rel=0.5)
     assert slot.provider.invalidated == 3
     assert slot.context.counters.rejections == 3
     assert slot.refused == 0
@@ -335,7 +336,7 @@ def test_a_change_does_not_end_a_wait_after_a_rejection(patient: Slot) -> None:
     patient.start().end(Rejected("attest", "no"))
     patient.until(lambda: patient.context.counters.rejections)
     patient.supervisor.network_changed()
-    gevent.sleep(0.002)
+    gevent.sleep(2 * MS)
     assert len(patient.sessions) == 1
 
 
@@ -345,7 +346,7 @@ def test_a_change_during_an_attempt_does_not_shorten_the_next_wait(patient: Slot
     patient.supervisor.network_changed()
     session.end(DialFailed("nobody there", "refused"))
     patient.until(lambda: patient.context.counters.failures)
-    gevent.sleep(0.002)
+    gevent.sleep(2 * MS)
     assert len(patient.sessions) == 1
 
 

@@ -4,7 +4,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from nexusg.agent.tasks import Tasks
+from nexusg.agent.tasks import Tasks, contained
 
 
 # Long enough never to be reached by a passing test.
@@ -240,3 +240,49 @@ def test_an_outer_timeout_travels_through_join(tasks: Tasks) -> None:
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
         tasks.join(AMPLE_S)
     assert tasks.kill(AMPLE_S)
+
+
+def test_a_task_may_have_somebody_else_to_tell(tasks: Tasks, errors: Recorder) -> None:
+    told: list[BaseException] = []
+    tasks.spawn("failing", {}.__getitem__, "missing", on_error=told.append)
+    assert tasks.join(AMPLE_S)
+    assert [type(error) for error in told] == [KeyError]
+    assert errors.seen == []
+
+
+def test_a_task_is_in_its_group_until_it_has_ended(tasks: Tasks) -> None:
+    task = tasks.spawn("stays", forever)
+    assert task in tasks
+    assert gevent.getcurrent() not in tasks
+    tasks.kill(AMPLE_S)
+    assert task not in tasks
+
+
+def test_abandon_ends_all_without_waiting(tasks: Tasks) -> None:
+    """For a child of fork: the caller, perhaps a callback of the loop, must not block."""
+    running = [tasks.spawn("stays", forever) for _ in range(3)]
+    gevent.sleep(0)
+    tasks.abandon()
+    assert len(tasks) == 3
+    gevent.joinall(running, timeout=AMPLE_S)
+    assert len(tasks) == 0
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), gevent.Timeout(1)], ids=repr)
+def test_what_is_contained_is_told_and_goes_no_further(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    told: list[BaseException] = []
+    assert contained(told.append, fail) is None
+    assert told == [error]
+    assert contained(told.append, int.__add__, 2, 3) == 5
+
+
+@pytest.mark.parametrize("kind", [gevent.GreenletExit, KeyboardInterrupt, SystemExit])
+def test_what_ends_a_greenlet_or_the_process_is_not_contained(kind: type[BaseException]) -> None:
+    def leave() -> None:
+        raise kind
+
+    with pytest.raises(kind):
+        contained(pytest.fail, leave)

@@ -13,7 +13,7 @@ from gevent import subprocess
 from gevent.event import Event
 
 from nexusg.attest import process
-from nexusg.attest.process import OUTPUT_LIMIT_BYTES, Process
+from nexusg.attest.process import OUTPUT_LIMIT_BYTES, Process, _Child
 from nexusg.errors import TokenError
 from tests.attest.doubles import (
     children,
@@ -258,3 +258,14 @@ class TestCannotStart:
         monkeypatch.setattr(process, "get_hub", lambda: hub)
         with pytest.raises(TokenError, match="main hub"):
             run("true")
+
+
+def test_a_fork_leaves_the_command_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fork the greenlets end, but the command is the parent's."""
+    child = _Child(["/bin/sleep", "30"], start_new_session=True)
+    monkeypatch.setattr("os.getpid", lambda: child._started_in + 1)
+    child.kill_group()
+    assert child.poll() is None
+    monkeypatch.undo()
+    child.kill_group()
+    assert child.wait() == -9

@@ -4,13 +4,14 @@ import json
 import os
 import signal
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import gevent
 import pytest
 
 from nexusg.agent.agent import Agent
-from nexusg.agent.lifecycle import SessionConnected
+from nexusg.agent.lifecycle import SessionConnected, SessionRejected
 from nexusg.cli import app
 from nexusg.cli import relay as command
 from nexusg.config.loader import loads
@@ -96,6 +97,32 @@ def test_udp_ports(running: Callable[..., Running]) -> None:
     assert {config.backends[0].port_mappings[port].default for port in ports} == {"127.0.0.1:53"}
     [started] = relay.end()
     assert started["udp_ports"] == ports
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome"), [(["--allow-outbound"], SessionConnected), ([], SessionRejected)]
+)
+def test_connections_out(
+    running: Callable[..., Running], options: list[str], outcome: type[LifecycleEvent]
+) -> None:
+    """Only with this option may an agent claim them."""
+    relay = running("--no-tls", *options)
+    config = loads(relay.configuration() + "shutdown: {graceSeconds: 0}").config
+    [backend] = config.backends
+    attestation = replace(backend.attestation, outbound_allowed=True)
+    config = replace(config, backends=(replace(backend, attestation=attestation),))
+    judged = gevent.event.Event()
+    events: list[LifecycleEvent] = []
+
+    def watch(event: LifecycleEvent) -> None:
+        if isinstance(event, SessionConnected | SessionRejected):
+            events.append(event)
+            judged.set()
+
+    with Agent(config, on_event=watch):
+        assert judged.wait(5)
+    assert isinstance(events[0], outcome)
+    relay.end()
 
 
 def test_it_says_what_it_is_for(running: Callable[..., Running]) -> None:

@@ -125,11 +125,11 @@ def fork_and_start(agent: Agent) -> None:
         child = gevent.fork()
         if child == 0:
             agent.start()
-            gevent.sleep(0.05)
-            say("child", agent.running)
             with gevent.Timeout(5):
                 while not agent.stats().connects:
                     gevent.sleep(0.005)
+            gevent.sleep(0.05)  # what was inherited has ended by now
+            say("child", agent.running)
             agent.stop()
             say("child", agent.outcome)
             os._exit(0)

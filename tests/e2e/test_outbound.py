@@ -19,6 +19,7 @@ from nexusg.config.model import Shutdown, Socks5Auth
 from nexusg.config.secret import Secret
 from nexusg.relay import outbound as dialling
 from nexusg.relay.settings import Ending, Habits
+from nexusg.transport.connect import connect_tcp
 from tests.conftest import MS
 from tests.support.running import read_exactly
 from tests.support.services import Sink, Source, echo, hold
@@ -124,7 +125,7 @@ def test_a_conversation(running: Running) -> None:
 
 def test_a_name_is_looked_up_by_the_relay(running: Running, monkeypatch: Any) -> None:
     far = running.service(echo)
-    real = dialling.connect_tcp
+    real = connect_tcp
     asked = []
 
     def connect(host: str, port: int, timeout_s: float) -> Any:
@@ -261,7 +262,7 @@ class SlowDial:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate = Event()
         self.begun = Event()
-        self._real = dialling.connect_tcp
+        self._real = connect_tcp
         monkeypatch.setattr(dialling, "connect_tcp", self._dial)
 
     def _dial(self, *what: Any) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from gevent import Greenlet, joinall
 
 from nexusg.config.model import HealthChecks
+from nexusg.protocol.session import SETTLE_S
 from nexusg.relay.settings import Ending, Habits
 from tests.conftest import MS
 from tests.support.relayed import AMPLE_S, make_token, read_to_end
@@ -241,7 +242,7 @@ def test_a_first_grant_that_gets_lost(running: Running) -> None:
 
 def test_three_hundred_refused_dials_are_all_told(running: Running) -> None:
     """Section 17, case 18, and 5.4: the relay records a stream late, and knows no one before."""
-    relay = running.relay(habits=Habits(record_delay_s=10 * MS), sniff_timeout_s=5 * MS)
+    relay = running.relay(habits=Habits(record_delay_s=SETTLE_S / 2), sniff_timeout_s=5 * MS)
     port = relay.public_ports[0]
     agent = running.connected(relay, backend={"hostnames": (), "tcp_ports": (port,)})
     users = [running.raw_user(relay) for _ in range(300)]
@@ -253,7 +254,7 @@ def test_three_hundred_refused_dials_are_all_told(running: Running) -> None:
 
 def test_a_banner_is_not_lost(running: Running) -> None:
     """Section 5.4: what a service says first must not come before the stream is recorded."""
-    relay = running.relay(habits=Habits(record_delay_s=10 * MS), sniff_timeout_s=5 * MS)
+    relay = running.relay(habits=Habits(record_delay_s=SETTLE_S / 2), sniff_timeout_s=5 * MS)
 
     def banner(sock: Any) -> None:
         sock.sendall(b"220 hello\r\n")

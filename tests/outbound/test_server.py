@@ -170,6 +170,16 @@ def test_a_refusal_arrives_whatever_was_unread(start: Any) -> None:
         assert client.sock.fileno() == -1
 
 
+def test_in_a_child_of_fork_nothing_is_said(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is the parent's, who may say something else."""
+    owner = start()
+    with owner.connect(GREETING + EXAMPLE) as sock:
+        client = owner.client()
+        monkeypatch.setattr(client, "_pid", -1)
+        client.refuse(Reply.FAILURE)
+        assert read_all(sock) == b"\x05\x00"
+
+
 def test_a_bad_dialogue_is_answered_and_closed(start: Any) -> None:
     owner = start()
     with owner.connect(GREETING + b"\x05\x02\x00\x01" + bytes(50_000)) as sock:

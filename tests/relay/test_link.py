@@ -380,6 +380,18 @@ def test_the_sessions_streams_end_with_it(start_relay: StartRelay) -> None:
             assert read_to_end(sock) == b""
 
 
+def test_a_request_for_a_connection_is_answered(start_relay: StartRelay) -> None:
+    """The rest is in test_outbound.py."""
+    relay: Any = start_relay()
+    with RawAgent(relay).wait_accepted() as agent:
+        agent.session.send_control(
+            Control(Event.OUTBOUND_CONNECT.value, b"o" * 16, target_addr="example.test:80")
+        )
+        agent.flush()
+        refused = relay.config.on_log.wait("outbound.refused")
+        assert refused["reason"] == "outbound connections not allowed"
+
+
 def test_events_of_other_kinds_are_not_sent_by_agents(start_relay: StartRelay) -> None:
     relay: Any = start_relay()
     with Peer(relay) as peer:

@@ -208,7 +208,7 @@ def test_forward_stops_without_credits(meet: Callable[..., Meeting]) -> None:
     meeting.agent.wait(lambda: len(meeting.local.frames) >= 64)
     assert meeting.agent.quiet(10 * MS)
     assert len(meeting.local.frames) == 64
-    meeting.stream.consumed(8)
+    meeting.stream.consumed(64)
     meeting.agent.flush()
     meeting.agent.wait(lambda: len(meeting.local.frames) >= 72)
     meeting.user.close()

@@ -22,7 +22,7 @@ from nexusg.agent.context import Context
 from nexusg.agent.flows import UdpFlow
 from nexusg.agent.streams import StreamPump
 from nexusg.agent.tasks import Tasks
-from nexusg.config.model import Config, Limits
+from nexusg.config.model import Backend, Config, Limits
 from nexusg.protocol.messages import Reason
 from nexusg.targets.memory import MemorySocket, memory_pair
 from nexusg.targets.udp import UdpTarget
@@ -75,6 +75,7 @@ class Rig:
     """What a pump needs around it. It is also the session that pumps see."""
 
     def __init__(self, limits: Limits = Limits(), **pair: Any) -> None:  # noqa: B008 - frozen
+        self.name, self.backend = "s1", Backend("web")
         self.pair = Pair.established(**pair)
         self.events: list[LifecycleEvent] = []
         self.failures: list[BaseException] = []

@@ -293,3 +293,16 @@ def test_bytes_arrive_while_the_other_direction_is_clogged(contexts: Contexts) -
     assert sending.get() is None
     target.close()
     theirs.close()
+
+
+def test_a_fork_does_not_end_the_tls_connection(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is the parent's: closing a copy of its descriptor must send nothing."""
+    ours, theirs = tls_pair(contexts, suppress_ragged_eofs=False)
+    target = TlsSocketTarget(ours, "x", BUFFER)
+    monkeypatch.setattr("os.getpid", lambda: target._pid + 1)
+    target.close()
+    with pytest.raises(ssl.SSLEOFError):  # no close_notify came
+        theirs.recv(1)
+    theirs.close()
