@@ -11,8 +11,8 @@ Invariants of SendWindow
   W4  ``0 <= unacknowledged <= sent``: no grant acknowledges a frame that was not sent.
 
 Invariants of Granter
-  G1  the credits given are at most the window plus one for each frame consumed, plus one for each
-      advance not yet made up for.
+  G1  the credits given are at most the window plus one for each frame consumed that has cost one,
+      plus one for each advance not yet made up for.
   G2  every grant after the first is at least a batch, except an advance, which is exactly one.
   G3  nothing is given before the first grant or while held; nothing is lost by holding.
 
@@ -110,59 +110,73 @@ class Granter:
     """Credits given to the peer: a first window, then a batch for each batch consumed."""
 
     __slots__ = (
-        "_advanced",
         "_batch",
         "_consumed",
+        "_exempt",
         "_first_due",
-        "_repeat_due",
+        "_threshold",
+        "_unsure",
+        "doubt",
         "given",
         "held",
+        "limit",
         "window",
     )
 
-    def __init__(self, window: int = WINDOW, batch: int = BATCH) -> None:
+    def __init__(self, window: int = WINDOW, batch: int = BATCH, *, second: int = 0) -> None:
+        """``second``: how many frames the second grant waits for, if the first one may be lost.
+
+        The relay announces a stream before it records it, and ignores a grant in between
+        (PROTOCOL.md section 5.4). The first that it sees fixes the capacity for good, and is all
+        the credit there is. So the second grant must do as a first one; if the first was seen, it
+        gives back what was used, and not a credit more.
+        """
         self.window = window
         self.held = False  #: while true nothing is due
-        self.given = 0  #: credits given so far, without the repeated first window
+        self.given = 0  #: credits given so far
+        self.limit = MAX_GRANT  #: above so many at a time the relay may discard what it is given
+        self.doubt = window - second if second else 0  #: so many may have been lost
         self._batch = min(batch, window)  # a window smaller than a batch would never be refilled
+        self._threshold = max(second, self._batch)
+        self._unsure = second > 0
         self._consumed = 0
-        self._advanced = 0
-        self._first_due = self._repeat_due = True
+        self._exempt = 0  # frames to be consumed that bring no credits
+        self._first_due = True
 
-    def first(self) -> int:
-        """The first window, once; 0 afterwards, and while held."""
+    def first(self, uncounted: int = 0) -> int:
+        """The first window, once; 0 afterwards, and while held.
+
+        ``uncounted`` frames came before it. They cost the peer nothing and bring no credits.
+        """
         if not self._first_due or self.held:
             return 0
         self._first_due = False
         self.given += self.window
+        self._forgo(uncounted)
         return self.window
 
     def consume(self, frames: int = 1) -> bool:
         """Count ``frames`` that their receiver has taken; whether there may be something due."""
-        if self._advanced:
-            repaid = min(frames, self._advanced)
-            self._advanced -= repaid
-            frames -= repaid
+        if self._exempt:
+            exempt = min(frames, self._exempt)
+            self._exempt -= exempt
+            frames -= exempt
         self._consumed += frames
-        return self._consumed >= self._batch
+        return self._consumed >= self._threshold
 
-    def due(self) -> int:
-        """Credits to give now, 0 or at least a batch; the caller must send what this returns."""
-        if self._consumed < self._batch or self.held or self._first_due:
-            return 0
-        credits = min(self._consumed, MAX_GRANT)
-        self._consumed -= credits
-        self.given += credits
-        return credits
+    def due(self, most: int = MAX_GRANT) -> int:
+        """Credits to give now, 0 or at least a batch; the caller must send what this returns.
 
-    def repeat(self) -> int:
-        """The first window again, once, to be sent ahead of the first batch; 0 otherwise.
-
-        The relay may have lost the first grant, since it announces a stream before it records it
-        (PROTOCOL.md section 5.4). Then this one fixes its capacity, else its capacity clamps it.
+        What is above ``most``, or everything if that is less than a batch, comes later.
         """
-        due, self._repeat_due = self._repeat_due, False
-        return self.window if due else 0
+        if self._consumed < self._threshold or self.held or self._first_due:
+            return 0
+        credits = min(self._consumed, most, MAX_GRANT)
+        if credits < self._batch:
+            return 0
+        self._consumed -= credits
+        self._give(credits)
+        return credits
 
     def advance(self) -> int:
         """One credit ahead of consumption, for a receiver that stalls; 0 while held.
@@ -171,12 +185,29 @@ class Granter:
         """
         if self.held or self._first_due:
             return 0
-        if self._consumed:
-            self._consumed -= 1
-        else:
-            self._advanced += 1
-        self.given += 1
+        self._forgo(1)
+        self._give(1)
         return 1
+
+    def overrun(self, frames: int) -> None:
+        """The peer has sent ``frames`` more than it had credits: they bring none.
+
+        It had not seen a grant yet, so the next one is not put off.
+        """
+        self._forgo(frames)
+        self._threshold = self._batch
+
+    def _forgo(self, frames: int) -> None:
+        consumed = min(frames, self._consumed)
+        self._consumed -= consumed
+        self._exempt += frames - consumed
+
+    def _give(self, credits: int) -> None:
+        self.given += credits
+        if self._unsure:
+            self._unsure = False
+            self._threshold = self._batch
+            self.limit = max(WINDOW, credits) + self.doubt
 
 
 class BarrierStep(enum.Enum):

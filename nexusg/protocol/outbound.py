@@ -37,7 +37,7 @@ class OutboundStream(Stream):
     def __init__(
         self, session: AgentSession, request: Control, forward_window: int, now: float
     ) -> None:
-        super().__init__(session, request, forward_window, now)
+        super().__init__(session, request, forward_window, now, recorded=True)
         self.target_addr = request.target_addr
         self.refusal = ""  #: the relay's reason, which may be empty
 

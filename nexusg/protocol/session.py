@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from nexusg.errors import RemoteProtocolError
 from nexusg.protocol.credit import WINDOW
 from nexusg.protocol.events import Closed, HandshakeStalled, Ignored, RelaySilent
+from nexusg.protocol.governor import Governor
 from nexusg.protocol.handshake import Handshake
 from nexusg.protocol.liveness import Health, HealthPolicy, Liveness, Sign
 from nexusg.protocol.messages import (
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 
 _CLIENT_ID = struct.Struct("16s").unpack_from
-
 #: How long a relay may take to record a stream that it has announced (PROTOCOL.md section 5.4).
 SETTLE_S = 0.02
 #: The relay gives up a stream after 30 s, or its idle timeout, without a credit (section 5.2).
@@ -82,13 +82,14 @@ class AgentSession:
         self._liveness = Liveness(now)
         self._health = Health(health, now)
         self._open_stream = open_stream
+        self.governor = Governor()
         self._forward_window = forward_window
         self._settling: collections.OrderedDict[bytes, Stream] = collections.OrderedDict()
         self._tombstones = Tombstones()
         self._requests = Requests(self)
         self._trickle_at = now + TRICKLE_S
         self._events: list[Event] = []
-        self._now = now
+        self.now = now  #: as of the last call that said so
 
     # Handshake -------------------------------------------------------------------------------
 
@@ -139,7 +140,7 @@ class AgentSession:
 
         Raises RemoteProtocolError when the relay broke the protocol: `close` with its code then.
         """
-        self._now = now
+        self.now = now
         self._liveness.heard(now)
         if self.wire.close_sent:
             return self._receive_last(count)
@@ -150,12 +151,13 @@ class AgentSession:
                 self.messages_in += 1
                 (client_id,) = _CLIENT_ID(payload, 1)
                 stream = streams.get(client_id)
-                if stream is None or not stream.settled:
-                    self._unusual_data(client_id, stream)
-                    stream = streams.get(client_id)
-                if stream is not None:
+                if stream is not None:  # counted before the first grant, which it comes before
                     stream.frames_in += 1
                     stream.bytes_in += size
+                if stream is None or not stream.settled:
+                    self._unusual_data(client_id)
+                    stream = streams.get(client_id)
+                if stream is not None:
                     stream.listener.on_data(payload[DATA_HEADER_BYTES:])
             else:
                 self._receive_other(opcode, payload)
@@ -206,9 +208,10 @@ class AgentSession:
         """``stream`` has closed: late data for it is normal from now on."""
         if self.streams.get(stream.id) is stream:
             del self.streams[stream.id]
+            self.governor.forget(stream.id)
         self._requests.forget(stream)
         self._health.forget(stream)
-        self._tombstones.add(stream.id, self._now)
+        self._tombstones.add(stream.id, self.now)
 
     # Time ------------------------------------------------------------------------------------
 
@@ -228,7 +231,7 @@ class AgentSession:
 
     def tick(self, now: float) -> list[Event]:
         """Do what is due at ``now``."""
-        self._now = now
+        self.now = now
         if self.state in _ENDING:
             return []
         while self._settling:
@@ -294,20 +297,18 @@ class AgentSession:
                 self._receive_other(opcode, payload)
         return self._take_events()
 
-    def _unusual_data(self, client_id: bytes, stream: Stream | None) -> None:
+    def _unusual_data(self, client_id: bytes) -> None:
         """Data for a stream that is not settled, has ended, or never was."""
-        if not self._handshake.established:
-            self._receive_proof_or_fail()
-        settling = stream or self._settling.get(client_id)
-        if settling is not None:
-            self._settle(settling)
-        elif not self._tombstones.holds(client_id, self._now):
+        self._receive_proof_or_fail()
+        if client_id in self._settling:
+            self._settle(self._settling[client_id])
+        elif not self._tombstones.holds(client_id, self.now):
             self._events.append(Ignored("data for an unknown stream"))
             self.disown(client_id)
 
     def disown(self, client_id: bytes) -> None:
         """Say that ``client_id`` is no stream of ours, and no more about it for a while."""
-        self._tombstones.add(client_id, self._now)
+        self._tombstones.add(client_id, self.now)
         if self.wire.may_answer:
             reason = Reason.UNKNOWN.value
             self.send_control(Control(ControlEvent.DISCONNECT, client_id, reason=reason))
@@ -361,9 +362,9 @@ class AgentSession:
         elif message.event == ControlEvent.RESUME_STREAM:
             stream.granted(message.credits)
         elif message.event == ControlEvent.PAUSE_STREAM:
-            stream.relay_pause_until = self._now + RELAY_PAUSE_S
+            stream.relay_pause_until = self.now + RELAY_PAUSE_S
         elif message.event == ControlEvent.PONG_CLIENT:
-            self._health.pong(stream, self._now)
+            self._health.pong(stream, self.now)
 
     def _connect(self, message: Control) -> None:
         old = self.streams.pop(message.client_id, None)
@@ -371,7 +372,7 @@ class AgentSession:
             self._health.forget(old)
             old.ended(Cause.REPLACED)
         self._settling.pop(message.client_id, None)  # so that the order stays that of time
-        stream = Stream(self, message, self._forward_window, self._now)
+        stream = Stream(self, message, self._forward_window, self.now)
         self._settling[stream.id] = stream
         self.sooner = True
         if self.state is SessionState.DRAINING:

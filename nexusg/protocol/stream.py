@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nexusg.errors import LocalProtocolError
 from nexusg.protocol.credit import (
+    BATCH,
     UDP_BATCH,
     UDP_WINDOW,
     BarrierStep,
@@ -84,6 +85,7 @@ class Stream:
         "_deferred",
         "_eof_reason",
         "_session",
+        "_uncounted",
         "bytes_in",
         "bytes_out",
         "client_ip",
@@ -107,8 +109,15 @@ class Stream:
     )
 
     def __init__(
-        self, session: AgentSession, connect: Control, forward_window: int, now: float
+        self,
+        session: AgentSession,
+        connect: Control,
+        forward_window: int,
+        now: float,
+        *,
+        recorded: bool = False,
     ) -> None:
+        """``recorded``: the relay knows the stream already, so no grant can be lost."""
         self._session = session
         self.id = connect.client_id
         self.conn_port = connect.conn_port
@@ -118,7 +127,7 @@ class Stream:
         self.is_udp = connect.transport == "udp"
         self.state = StreamState.OPENING
         self.window = SendWindow(connect.credits or None)
-        self.granter = Granter(UDP_WINDOW, UDP_BATCH) if self.is_udp else Granter(forward_window)
+        self.granter = _granter(self.is_udp, forward_window, recorded)
         self.listener: StreamListener = _NOBODY
         self.settled = False
         self.paused = False  #: we asked the relay to stop reading its user
@@ -127,6 +136,7 @@ class Stream:
         self.idle_mark = 0  # bytes and frames at the last sweep: a change means activity
         self.outstanding_pings = 0
         self.bytes_in = self.bytes_out = self.frames_in = 0
+        self._uncounted = 0  # forward messages that have cost the relay no credits
         self._barrier: FlushBarrier | None = None
         self._eof_reason = Reason.NORMAL
         self._deferred: Reason | None = None
@@ -154,7 +164,8 @@ class Stream:
     @property
     def starved(self) -> bool:
         """Whether the relay has used up all its credits and has data waiting, for all we know."""
-        return not self.is_udp and self._live and 0 < self.granter.given <= self.frames_in
+        granter = self.granter
+        return bool(not self.is_udp and self._live and granter.given and self._out <= granter.doubt)
 
     def dialled(self) -> None:
         """The target is connected."""
@@ -300,18 +311,38 @@ class Stream:
         """Whether the relay still knows the stream."""
         return self.state not in (_CLOSED, StreamState.DELIVERING)
 
+    @property
+    def _out(self) -> int:
+        """The credits that the relay has or has used for what is under way, by our books."""
+        return self.granter.given - (self.frames_in - self._uncounted)
+
     def _grant_due(self) -> int:
-        if not self._live:
+        granter = self.granter
+        if granter.held or not self._live:
             return 0
-        credits = self.granter.first()
-        if not credits:
-            credits = self.granter.due()
-            if credits and (again := self.granter.repeat()) > credits:
-                self._session.send_binary(encode_grant(self.id, again))
+        credits = granter.first(self.frames_in)
+        if credits:
+            self._uncounted = self.frames_in
+        elif self.is_udp:  # one flow that waits stops the relay's whole port (section 5.7)
+            credits = granter.due()
+        else:
+            credits = granter.due(self._room())
         if credits:
             self.paused = False
             self._session.send_binary(encode_grant(self.id, credits))
         return credits
+
+    def _room(self) -> int:
+        """How many credits may be given now for the sake of the relay's lane."""
+        out = self._out
+        if out < 0:  # it was still without limits, longer than we thought
+            self.granter.overrun(-out)
+            self._uncounted -= out
+            out = 0
+        share = self._session.governor.share(self.id, self._session.now)
+        room = min(share, self.granter.limit) - out
+        # Nearly without credits a stream gets a batch whatever its share: it would be stuck.
+        return max(room, BATCH) if out <= BATCH else room
 
     def _finish(self, reason: Reason | None) -> None:
         if reason is not None:
@@ -323,3 +354,10 @@ class Stream:
 
     def _send_disconnect(self, reason: Reason) -> None:
         self._session.send_control(Control(Event.DISCONNECT, self.id, reason=reason.value))
+
+
+def _granter(is_udp: bool, window: int, recorded: bool) -> Granter:
+    if is_udp:  # never near the end of its credits, nor with few of them if the first are lost
+        return Granter(UDP_WINDOW, UDP_BATCH, second=UDP_WINDOW // 2)
+    # Almost all, but what may be missing later must be less than what is given in any case.
+    return Granter(window, second=0 if recorded else window - min(window // 16, BATCH))

@@ -39,7 +39,7 @@ def test_forward_is_unlimited_until_the_first_grant_and_counted_after_it() -> No
         user.stream.send(b"x")
     pair.pump()
     assert local.data == b"first" + b"x" * WINDOW
-    local.stream.consumed(BATCH)
+    local.stream.consumed(WINDOW)
     pair.pump()
     assert user.credit_calls >= 2
     assert user.stream.sendable
@@ -163,12 +163,12 @@ def test_a_grant_can_be_lost() -> None:
     user.stream.send(b"1")
     pair.pump()
     assert user.stream.window.unlimited, "the first grant was lost"
-    for _ in range(BATCH):
+    for _ in range(WINDOW):
         user.stream.send(b"x")
     pair.pump()
     assert not user.stream.window.unlimited
     assert user.stream.window.capacity == WINDOW
-    assert len(local.frames) == BATCH + 1
+    assert len(local.frames) == WINDOW + 1
 
 
 def test_the_session_ends() -> None:

@@ -443,6 +443,17 @@ def test_any_split(cuts: list[int]) -> None:
     assert script.listeners[B].data == [b"datagram"]
 
 
+def test_connections_out() -> None:
+    """What becomes of them is in test_outbound.py."""
+    script = Script().open()
+    script.session.connect_outbound(A, "example.test:80", script.open_stream, script.now)
+    script << control(Event.OUTBOUND_CONNECT, target_addr="example.test:80")
+    script.session.next_deadline()
+    script >> control(Event.OUTBOUND_RESULT, success=True, credits=64) << grant()
+    assert script.session.sooner
+    script >> control(Event.OUTBOUND_RESULT, B, success=True) << disconnect(B, Reason.UNKNOWN)
+
+
 # Drain, close, loss ------------------------------------------------------------------------------
 
 
@@ -882,7 +893,9 @@ def shell(script: Script, what: str, client_id: bytes) -> None:
     before = stream.state
     try:
         if what == "send":
-            if stream.sendable:
+            if stream.sendable and stream.is_udp:
+                stream.send_datagram(bytes(9000))
+            elif stream.sendable:
                 stream.send(memoryview(bytes(9000)))
         elif what == "eof":
             stream.end_of_file(script.now)
