@@ -303,6 +303,8 @@ def test_a_fork_does_not_end_the_tls_connection(
     target = TlsSocketTarget(ours, "x", BUFFER)
     monkeypatch.setattr("os.getpid", lambda: target._pid + 1)
     target.close()
-    with pytest.raises(ssl.SSLEOFError):  # no close_notify came
-        theirs.recv(1)
-    theirs.close()
+    try:
+        with pytest.raises(OSError):  # noqa: PT011 - EOF or reset, but no close_notify
+            theirs.recv(1)
+    finally:
+        theirs.close()
