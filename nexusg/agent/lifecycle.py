@@ -7,6 +7,7 @@ token or a secret.
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from dataclasses import dataclass, field
@@ -24,7 +25,12 @@ class LifecycleEvent:
     @classmethod
     def name(cls) -> str:
         """The dotted name: ``session.connected`` for SessionConnected."""
-        return ".".join(re.findall("[A-Z][a-z]*", cls.__name__)).lower()
+        return _dotted(cls.__name__)
+
+
+@functools.cache
+def _dotted(name: str) -> str:
+    return ".".join(re.findall("[A-Z][a-z]*", name)).lower()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,12 +33,25 @@ _ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 
+# One of these is in every text that any of the expressions above finds something in.
+_HINTS = (
+    *("eyj", "eya", "eyi"),
+    *("token", "jwt", "secret", "passw", "passphrase", "authorization", "cookie", "credential"),
+    *("key",),
+)
+
 _MAX_DEPTH = 8  # deeper values are shown as "…"; it also ends a structure that holds itself
 
 
 def redact_fields(_logger: object, _method: str, fields: Any) -> Any:
     """A structlog processor: the fields with everything secret replaced, at any depth."""
     return _mapping(fields, _MAX_DEPTH)
+
+
+def suspicious(line: str) -> bool:
+    """Whether there may be anything to redact in a whole line, names of fields included."""
+    lower = line.lower()
+    return any(hint in lower for hint in _HINTS)
 
 
 def redact_text(text: str) -> str:

@@ -13,7 +13,7 @@ from structlog.dev import ConsoleRenderer, plain_traceback
 from structlog.processors import ExceptionRenderer, JSONRenderer
 from structlog.tracebacks import ExceptionDictTransformer
 
-from .redaction import redact_fields
+from .redaction import redact_fields, suspicious
 
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ _CONTROLS = {
     **{code: chr(0x2400 + code) for code in range(32)},
     **dict.fromkeys(range(127, 160), "\ufffd"),
 }
+# The values of nearly every line; a line of these with nothing suspicious in it is finished as soon
+# as it is JSON, which spares each field a search of its own.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_JSON = JSONRenderer(ensure_ascii=False)
 _IN_TRACEBACK = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
 
 
@@ -40,20 +44,31 @@ def timestamp(at: float) -> str:
 def renderer(*, console: bool, colors: bool = False) -> Renderer:
     """What makes lines: without secrets, and tracebacks without the values of variables."""
     chain = _console(colors) if console else _json()
+    plain = None if console else _JSON
 
     def render(fields: dict[str, Any]) -> bytes:
         value: Any = fields
-        for processor in chain:
-            value = processor(None, "", value)
+        if (
+            plain is None
+            or not _PLAIN.issuperset(map(type, fields.values()))
+            or suspicious(value := str(plain(None, "", fields)))
+        ):
+            value = _through(chain, fields)
         # Half a surrogate pair, such as in the name of a file, becomes its escape.
         return f"{value}\n".encode("utf-8", "backslashreplace")
 
     return render
 
 
+def _through(chain: list[Processor], value: Any) -> Any:
+    for processor in chain:
+        value = processor(None, "", value)
+    return value
+
+
 def _json() -> list[Processor]:
     exceptions = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
-    return [exceptions, redact_fields, JSONRenderer(ensure_ascii=False)]
+    return [exceptions, redact_fields, _JSON]
 
 
 def _console(colors: bool) -> list[Processor]:

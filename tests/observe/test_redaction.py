@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jwt
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexusg.observe.redaction import REDACTED, redact_fields, redact_text
+from nexusg.observe.redaction import REDACTED, redact_fields, redact_text, suspicious
 
 
 TOKEN = jwt.encode({"sub": "web"}, "k" * 32)
@@ -109,3 +110,21 @@ ODD = st.text(max_size=20) | st.binary(max_size=20) | st.none() | st.complex_num
 @given(st.recursive(ODD, st.lists, max_leaves=5), st.text(max_size=20))
 def test_nothing_is_too_odd_and_no_token_gets_through(value: Any, key: str) -> None:
     assert TOKEN not in str(redact(**{key: [value, f"{value} {TOKEN}"]}))
+
+
+_PIECES = st.sampled_from(
+    [
+        *("token=", "Token: ", "password=", "'secret': 'x'", "Authorization: Bearer ", "passwd="),
+        *("eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjF9.abcd", "ey", "app.example.com", " ", "x1"),
+    ]
+)
+_NAMES = st.sampled_from(
+    ["hmacSecret", "access_token", "apiKey", "cookies", "credential", "jwt", "passphrase", "host"]
+)
+
+
+@given(st.dictionaries(_NAMES, st.lists(_PIECES, max_size=4).map("".join)))
+def test_nothing_is_redacted_in_a_line_without_a_hint(fields: dict[str, str]) -> None:
+    """Lines that are not suspicious are not searched field by field, so a hint must never miss."""
+    if redact_fields(None, "", fields) != fields:
+        assert suspicious(json.dumps(fields, ensure_ascii=False))
