@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 #: What waits while nobody reads: a second of one line per stream at 4,000 streams a second.
 CAPACITY_BYTES = 1024 * 1024
 
+#: Between two writes the thread lets lines gather. Each time it wakes up it takes the interpreter
+#: away from the hub, which a line for each of a thousand streams a second would do as often.
+GATHER_S = 0.002
+
 _POLL_S = 0.002  # how often ``flush`` looks; it runs once in the life of a process
 
 
@@ -34,8 +38,8 @@ class LineWriter:
     """Writes whole lines to ``fd`` from a thread of its own, which starts at once.
 
     ``capacity_bytes`` is how much may wait. After an overflow nothing is taken until half of it is
-    free again; then ``dropped_line(count)`` goes where the missing lines would have been. A line of
-    up to PIPE_BUF bytes is one atomic write (pipe(7)), so other writers cannot split it; with
+    free again; then ``dropped_line(count)`` goes where the missing lines would have been. Lines of
+    up to PIPE_BUF bytes, also together, are one atomic write (pipe(7)), so nobody splits them; with
     ``shared`` other processes that write so, too, cannot split longer ones (``turns``).
     """
 
@@ -57,6 +61,7 @@ class LineWriter:
         self._accepted_bytes = 0
         self._done_bytes = 0  # only the thread adds to it
         self._closed = False
+        self._ahead: list[bytes | None] = []  # taken from the queue, but not written yet
         # Reentrant, because a destructor may log while a line is being queued.
         self._lock = get_original("_thread", "RLock")()
         self._lines = get_original("queue", "SimpleQueue")()
@@ -106,19 +111,36 @@ class LineWriter:
         self._lines.put(line)
 
     def _run(self) -> None:
-        while self._step():
-            pass
+        pause = get_original("time", "sleep")
+        while self._step(select.PIPE_BUF):
+            pause(GATHER_S)
 
-    def _step(self) -> bool:
-        """Write the next line; wait for one. Return whether there may be more."""
-        line = self._lines.get()
+    def _step(self, batch_bytes: int = 0) -> bool:
+        """Write the next line, and those that wait behind it up to ``batch_bytes`` in all.
+
+        Wait for one; return whether there may be more.
+        """
+        line = self._ahead.pop() if self._ahead else self._lines.get()
         if line is None:
             return False
+        if len(line) < batch_bytes:
+            line = self._gathered(line, batch_bytes)
         self._put_in_turn(line)
         self._done_bytes += len(line)
         if self._missed and self.queued_bytes <= self._capacity_bytes // 2:
             self._reopen()
         return True
+
+    def _gathered(self, first: bytes, batch_bytes: int) -> bytes:
+        lines, size = [first], len(first)
+        while not self._lines.empty():
+            line = self._lines.get()
+            if line is None or size + len(line) > batch_bytes:
+                self._ahead.append(line)
+                break
+            lines.append(line)
+            size += len(line)
+        return b"".join(lines)
 
     def _reopen(self) -> None:
         with self._lock:
@@ -143,7 +165,7 @@ class LineWriter:
             except BlockingIOError:
                 self._wait_writable()  # whoever shares the terminal has made it non-blocking
             except OSError:
-                self.failed += 1  # there is no place left to tell anyone
+                self.failed += line.count(b"\n")  # there is no place left to tell anyone
                 return
 
     def _wait_writable(self) -> None:

@@ -242,3 +242,17 @@ def test_a_process_ends_though_nobody_reads_its_output(pipe: Pipe, mode: str) ->
         timeout=10,
     )
     assert (done.returncode, done.stderr) == (0, "False\n")
+
+
+def test_lines_that_wait_leave_together(still: LineWriter, pipe: Pipe) -> None:
+    """One write for what fits one atomic write; the rest, and the end, come after it."""
+    still._capacity_bytes = 1000
+    for number in range(3):
+        still.write(b"%d" % number * 40 + b"\n")
+    assert still._step(100)
+    assert os.read(pipe.reader, 4096) == b"0" * 40 + b"\n" + b"1" * 40 + b"\n"
+    still._lines.put(None)
+    assert still._step(100)
+    assert os.read(pipe.reader, 4096) == b"2" * 40 + b"\n"
+    assert still.queued_bytes == 0
+    assert not still._step(100)
