@@ -88,11 +88,7 @@ class Endpoint:
 class SocketTarget(Endpoint):
     """A target over a stream socket; over a TLS socket use `TlsSocketTarget`."""
 
-    __slots__ = ("_dry",)
-
-    def __init__(self, sock: gevent_socket | SSLSocket, name: str, buffer: bytearray) -> None:
-        super().__init__(sock, name, buffer)
-        self._dry = False  # the last read got less than it could: the kernel has no more
+    __slots__ = ()
 
     def try_send(self, data: memoryview | bytes) -> int:
         """Take what fits at once and return how much. Raises OSError."""
@@ -114,14 +110,10 @@ class SocketTarget(Endpoint):
 
         Raises OSError.
         """
-        if self._dry:  # saves asking the kernel; whoever waits then learns at once of anything new
-            self._dry = False
-            return None
         try:
             count = self._sock.recv_into(self._buffer, min(limit, len(self._buffer)))
         except BlockingIOError:
             return None
-        self._dry = 0 < count < limit and not self._tls  # TLS gives one record at a time
         return memoryview(self._buffer)[:count]
 
     def unsent_bytes(self) -> int:
