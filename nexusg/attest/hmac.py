@@ -67,7 +67,7 @@ class HmacProvider:
         elif self._max_age_s > 0:
             claims["handshake_max_age_seconds"] = self._max_age_s
         if self._signer is None:
-            self._signer = _signer()
+            self._signer = raw_key_jws("HS256")
         payload = json.dumps(claims, separators=(",", ":")).encode()
         return Token(self._signer.encode(payload, self._key, "HS256"), float(claims["exp"]))
 
@@ -114,8 +114,10 @@ def _policy(attestation: Attestation) -> dict[str, Any]:
     return claims
 
 
-def _signer() -> PyJWS:
-    """Make a signer that takes the secret as the relay does: its raw bytes, whatever they are.
+def raw_key_jws(*algorithms: str) -> PyJWS:
+    """Make a signer and verifier that takes the secret as the relay does: its raw bytes.
+
+    ``algorithms`` are of the HMAC kind, such as HS256.
 
     PyJWT warns about each short key and refuses one that looks like a PEM or JWK file; the
     relay does neither, and the configuration loader has warned once.
@@ -132,6 +134,7 @@ def _signer() -> PyJWS:
         def check_key_length(self, key: bytes) -> str | None:
             return None
 
-    signer = PyJWS(algorithms=[])
-    signer.register_algorithm("HS256", RawKey(HMACAlgorithm.SHA256))
-    return signer
+    jws = PyJWS(algorithms=[])
+    for name in algorithms:
+        jws.register_algorithm(name, RawKey(getattr(HMACAlgorithm, f"SHA{name[2:]}")))
+    return jws

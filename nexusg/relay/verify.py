@@ -11,13 +11,12 @@ import json
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
+from nexusg.attest.hmac import raw_key_jws
 from nexusg.relay.claims import Claims, Refused, number, parse
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from jwt import PyJWS
 
 
 ISSUER, AUDIENCE = "authorizer", "nexus"
@@ -107,7 +106,8 @@ def _body(token: str, secret: str) -> dict[str, Any]:
     from jwt.exceptions import InvalidAlgorithmError, InvalidSignatureError, PyJWTError
 
     try:
-        payload = _signatures().decode(token, secret.encode(), algorithms=list(ALGORITHMS))
+        jws = raw_key_jws(*ALGORITHMS)
+        payload = jws.decode(token, secret.encode(), algorithms=list(ALGORITHMS))
         body = json.loads(payload, parse_constant=_refuse_constant)
     except (InvalidSignatureError, InvalidAlgorithmError):
         raise Refused("token signature is invalid") from None
@@ -120,27 +120,6 @@ def _body(token: str, secret: str) -> dict[str, Any]:
 
 def _refuse_constant(_: str) -> NoReturn:
     raise ValueError("JSON has no NaN and no Infinity")
-
-
-def _signatures() -> PyJWS:
-    """A verifier that takes the secret as the real relay does: its raw bytes, however few."""
-    # Imported at first use: 0.1 s that a relay without agents need not take.
-    from jwt import PyJWS
-    from jwt.algorithms import HMACAlgorithm
-
-    class RawKey(HMACAlgorithm):
-        def prepare_key(self, key: str | bytes) -> bytes:
-            assert isinstance(key, bytes)
-            return key
-
-        def check_key_length(self, key: bytes) -> str | None:
-            return None
-
-    verifier = PyJWS(algorithms=[])
-    for name in ALGORITHMS:
-        digest = getattr(HMACAlgorithm, f"SHA{name[2:]}")
-        verifier.register_algorithm(name, RawKey(digest))
-    return verifier
 
 
 def _check_registered(body: dict[str, Any], now: float) -> None:
