@@ -82,7 +82,10 @@ def children() -> list[int]:
     """The children of this process, zombies included."""
     found: list[int] = []
     for task in Path("/proc/self/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
+        try:
+            found += map(int, (task / "children").read_text().split())
+        except OSError:  # a native thread that has just ended, and had no children
+            pass
     return found
 
 
