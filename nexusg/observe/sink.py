@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 #: What waits while nobody reads: a second of one line per stream at 4,000 streams a second.
 CAPACITY_BYTES = 1024 * 1024
 
-#: Between two writes the thread lets lines gather. Each time it wakes up it takes the interpreter
-#: away from the hub, which a line for each of a thousand streams a second would do as often.
-GATHER_S = 0.002
+#: After it has written all there is, the thread lets lines gather. Each time it wakes up it takes
+#: the interpreter away from the hub, which a line for each of a thousand streams a second would do
+#: as often. The first line after a pause is written at once.
+GATHER_S = 0.025
 
 _POLL_S = 0.002  # how often ``flush`` looks; it runs once in the life of a process
 
@@ -113,7 +114,8 @@ class LineWriter:
     def _run(self) -> None:
         pause = get_original("time", "sleep")
         while self._step(select.PIPE_BUF):
-            pause(GATHER_S)
+            if self._lines.empty() and not self._ahead:
+                pause(GATHER_S)
 
     def _step(self, batch_bytes: int = 0) -> bool:
         """Write the next line, and those that wait behind it up to ``batch_bytes`` in all.
