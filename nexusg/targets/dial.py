@@ -8,7 +8,7 @@ from gevent import socket
 
 from nexusg.errors import TargetError
 from nexusg.targets.sockets import SocketTarget
-from nexusg.transport.connect import connect_tcp, connect_unix
+from nexusg.transport.connect import connect_native, connect_unix
 from nexusg.transport.failure import ConnectError
 
 
@@ -32,7 +32,7 @@ def dial(target: str, buffer: bytearray, timeout_s: float = TIMEOUT_S) -> Target
             sock = connect_unix(target[len(UNIX) :], timeout_s)
         else:
             host, port = split(target)
-            sock = connect_tcp(host, port, timeout_s)
+            sock = connect_native(host, port, timeout_s)
     except ConnectError as error:
         raise TargetError(f"target {target}: {error}", error.code) from error
     return SocketTarget(sock, target, buffer)

@@ -6,10 +6,11 @@ import errno
 import os
 from contextlib import contextmanager
 from select import POLLOUT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import select, socket
+from gevent.monkey import get_original
 
 from nexusg.transport.deadline import Deadline, limit
 from nexusg.transport.failure import ConnectError, connect_error, failure_code
@@ -42,6 +43,7 @@ _OPTIONS = [
         if hasattr(socket, name)
     ),
 ]
+_NativeSocket: Any = get_original("socket", "socket")
 
 
 def join_host_port(host: str, port: int) -> str:
@@ -54,6 +56,18 @@ def connect_tcp(host: str, port: int, timeout_s: float) -> socket.socket:
 
     The socket comes back blocking (for its greenlet), with TCP_NODELAY and keepalive. Raises
     ConnectError. Blocks.
+    """
+    native = connect_native(host, port, timeout_s)
+    # The socket is made first: it must not be lost between the two.
+    sock = socket.socket(native.family, native.type, native.proto, native.fileno())
+    native.detach()
+    return sock
+
+
+def connect_native(host: str, port: int, timeout_s: float) -> Any:
+    """The same, but the socket is one of the standard library, and non-blocking.
+
+    It is smaller and sooner made than one of gevent, by the watchers that it does not have.
     """
     place = join_host_port(host, port)
     deadline = Deadline(timeout_s)
@@ -121,20 +135,19 @@ def closed_on_error(sock: socket.socket) -> Iterator[None]:
         raise
 
 
-def _race(addresses: list[SocketAddress], place: str) -> socket.socket:
+def _race(addresses: list[SocketAddress], place: str) -> Any:
     """The first connection that succeeds, each address with a head start on the next (RFC 8305).
 
     One greenlet waits for all of them, so a time limit leaves nothing behind.
     """
     waiting = list(addresses)
-    pending: dict[int, socket.socket] = {}
+    pending: dict[int, Any] = {}
     failures: list[OSError] = []
     try:
         while waiting or pending:
-            if waiting:
-                _begin(waiting.pop(0), pending, failures)
+            if waiting and (winner := _begin(waiting.pop(0), pending, failures)):
+                return winner
             if pending and (winner := _finished(pending, failures, bool(waiting))):
-                winner.setblocking(True)
                 return winner
     finally:
         for loser in pending.values():
@@ -144,42 +157,51 @@ def _race(addresses: list[SocketAddress], place: str) -> socket.socket:
     raise connect_error(place, worst) from worst
 
 
-def _begin(
-    target: SocketAddress, pending: dict[int, socket.socket], failures: list[OSError]
-) -> None:
+def _begin(target: SocketAddress, pending: dict[int, Any], failures: list[OSError]) -> Any:
+    """Begin to connect; the socket if that is done already, as it is on the loopback."""
     try:
-        sock = socket.socket(target.family, socket.SOCK_STREAM)
+        sock = _NativeSocket(target.family, socket.SOCK_STREAM)
     except OSError as error:
         failures.append(error)
-        return
-    pending[sock.fileno()] = sock
+        return None
+    number = sock.fileno()
+    pending[number] = sock
     for option in _OPTIONS:
         sock.setsockopt(*option)
     sock.setblocking(False)
     code = sock.connect_ex(target.address)
-    if code not in (0, errno.EINPROGRESS):
-        _fail(sock.fileno(), code, pending, failures)
+    if code == errno.EINPROGRESS:
+        code = sock.connect_ex(target.address)  # which spares a turn of the loop
+    if code == errno.EALREADY:
+        return None
+    return _judged(number, 0 if code == errno.EISCONN else code, pending, failures)
 
 
-def _finished(
-    pending: dict[int, socket.socket], failures: list[OSError], more: bool
-) -> socket.socket | None:
+def _finished(pending: dict[int, Any], failures: list[OSError], more: bool) -> Any:
     """A connected socket, or None after failures or the head start. Blocks."""
     poll = select.poll()  # not select(): it cannot take descriptors beyond 1023
     for number in pending:
         poll.register(number, POLLOUT)
     for number, _ in poll.poll(HEAD_START_S * 1000 if more else None):
-        sock = pending[number]
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not code and _meets_itself(sock):
-            code = errno.ECONNREFUSED
-        if not code:
-            return pending.pop(number)
-        _fail(number, code, pending, failures)
+        code = pending[number].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if winner := _judged(number, code, pending, failures):
+            return winner
     return None
 
 
-def _meets_itself(sock: socket.socket) -> bool:
+def _judged(number: int, code: int, pending: dict[int, Any], failures: list[OSError]) -> Any:
+    """The socket if it is connected to somebody; a failure otherwise."""
+    sock = pending.pop(number)
+    if not code and _meets_itself(sock):
+        code = errno.ECONNREFUSED
+    if not code:
+        return sock
+    sock.close()
+    failures.append(OSError(code, os.strerror(code)))
+    return None
+
+
+def _meets_itself(sock: Any) -> bool:
     """Whether the system picked as our own port the one we connect to, where nobody listens.
 
     It happens on loopback, to whoever dials long enough a service that is down, and then keeps the
@@ -189,10 +211,3 @@ def _meets_itself(sock: socket.socket) -> bool:
         return bool(sock.getsockname() == sock.getpeername())
     except OSError:  # gone already; the first read will say so
         return False
-
-
-def _fail(
-    number: int, code: int, pending: dict[int, socket.socket], failures: list[OSError]
-) -> None:
-    pending.pop(number).close()
-    failures.append(OSError(code, os.strerror(code)))

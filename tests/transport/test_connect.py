@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 from gevent import Greenlet, socket
+from gevent.monkey import get_original
 
 from nexusg.transport import connect as module
 from nexusg.transport.connect import (
     MEETINGS,
     closed_on_error,
+    connect_native,
     connect_tcp,
     connect_udp,
     connect_unix,
@@ -58,6 +60,17 @@ def test_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         if hasattr(socket, "TCP_KEEPIDLE"):
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+        sock.close()
+
+
+def test_a_socket_of_the_standard_library() -> None:
+    """Non-blocking, and connected: local services are worth no socket of gevent."""
+    with serving(answering(b"hello")) as server:
+        sock = connect_native("127.0.0.1", server.port, 5)
+        assert type(sock) is get_original("socket", "socket")
+        assert sock.gettimeout() == 0
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getpeername()[1] == server.port
         sock.close()
 
 
