@@ -127,7 +127,7 @@ class Session:
         self.opened = True
         self._started, self._tls = started, upgraded.tls_version or ""
         try:
-            self.tasks.spawn("writer", self._write)
+            self.tasks.spawn("writer", self._watch_writes)
             self.tasks.spawn("ticker", self._tick)
             contained(self._broken, self._serve, token.value, upgraded.leftover)
         finally:
@@ -319,9 +319,9 @@ class Session:
 
     # Greenlets beside the reader -------------------------------------------------------------
 
-    def _write(self) -> None:
+    def _watch_writes(self) -> None:
         try:
-            self.link.run_writer()
+            self.link.wait_broken()
         except SessionLost as error:
             # The relay's close frame may still be there to be read, and says more than this.
             gevent.sleep(LAST_WORD_S)

@@ -24,7 +24,7 @@ from nexusg.targets.base import READ_BYTES
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from nexusg.agent.session import Session
     from nexusg.agent.tasks import Task
@@ -39,6 +39,8 @@ DELIVERY_TIMEOUT_S = 30.0
 LINGER_S, LINGER_BYTES = 0.2, 256 * 1024
 #: How often the kernel is asked whether the service's host has everything.
 LINGER_STEP_S = 0.02
+#: What one read of a local service takes at most.
+READ_CREDITS = -(-READ_BYTES // MAX_PAYLOAD_BYTES)
 #: Below this part of its budget a paused stream goes on.
 RESUME_PART = 4
 
@@ -105,7 +107,7 @@ class StreamPump(StreamShell):
         if self._user_gone:
             self._deliver()
             return
-        self._start_drainer()
+        self._write_early(target)
         self._relay()
 
     def _relay(self) -> None:
@@ -145,8 +147,8 @@ class StreamPump(StreamShell):
             elif link.full:
                 link.wait_for_room()
             else:
-                bulk = window.available > 1 or window.unlimited
-                limit = READ_BYTES if bulk else MAX_PAYLOAD_BYTES
+                credits = READ_CREDITS if window.unlimited else window.available
+                limit = min(credits * MAX_PAYLOAD_BYTES, READ_BYTES)
                 data = target.try_read(limit)
                 if data is None:
                     target.wait_readable()
@@ -184,32 +186,45 @@ class StreamPump(StreamShell):
                 )
             )
 
+    def _write_early(self, target: Target) -> None:
+        """Write what came during the dial; most often all of it is taken at once."""
+        try:
+            while self._backlog:
+                if not self._write_head(target.try_send):
+                    self._start_drainer()
+                    return
+        except OSError as error:
+            self._break(error)
+
     def _start_drainer(self) -> None:
         if self._backlog and self._drainer is None:
             self._drainer = self._spawn(self._drain)
 
     def _drain(self) -> None:
         """Write the backlog as fast as the service takes it. Blocks."""
+        target = self._target
+        assert target is not None
         try:
             while self._backlog:
-                self._write_head()
+                self._write_head(target.send)
         except OSError as error:
             self._break(error)
         self._drainer = None
 
-    def _write_head(self) -> None:
-        backlog, target = self._backlog, self._target
+    def _write_head(self, write: Callable[[memoryview | bytes], int]) -> bool:
+        """Write of the first message what ``write`` takes; whether that is all of it."""
+        backlog = self._backlog
         assert backlog
-        assert target is not None
         head = backlog[0]
-        taken = min(target.send(head), len(head)) if len(head) else 0
+        taken = min(write(head), len(head)) if len(head) else 0
         if self._backlog is not backlog:
-            return  # the stream was ended meanwhile
-        if taken < len(head):
-            backlog[0] = memoryview(head)[taken:]
-        else:
+            return False  # the stream was ended meanwhile
+        whole = taken == len(head)
+        if whole:
             backlog.popleft()
             self.stream.consumed()
+        elif taken:
+            backlog[0] = memoryview(head)[taken:]
         self.buffered_bytes -= taken
         self.session.context.budget.release(taken)
         limit = self.session.context.config.limits.stream_buffer_bytes
@@ -217,6 +232,7 @@ class StreamPump(StreamShell):
             self.stream.resume()
             self.session.context.emit(StreamResumed(**self.session.names(), **self._id()))
         self.session.flush()
+        return whole
 
     def _break(self, error: Exception) -> None:
         """The service takes nothing any more; what it has said so far is still carried."""

@@ -1,40 +1,51 @@
-"""The socket of one session: a blocking read, and a writer that coalesces.
+"""The socket of one session: a blocking read, and non-blocking writes that coalesce.
 
-It moves bytes and knows nothing of what they mean. One greenlet reads, and one, in `run_writer`,
-writes. Output piles up in the core during a turn of the loop and leaves in one write, so that
-batches form by themselves and nothing waits for them.
+It moves bytes and knows nothing of what they mean. Output piles up in the core during a turn of the
+loop and leaves in one write at its end, so that batches form by themselves and nothing waits for
+them; a batch that is full leaves at once. What the kernel does not take is kept here and written
+when it does, by the hub, so that no greenlet is needed to write.
 """
 
 from __future__ import annotations
 
 import collections
+import errno
 import os
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
-from gevent import socket, ssl
+from gevent import get_hub, socket, ssl
 from gevent.event import Event
 
 from nexusg.errors import SessionLost
+from nexusg.transport.waiting import READ, WRITE, release, wait, watcher
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gevent._types import _IoWatcher
 
-#: Above this much unsent output the streams stop reading their local services. With one write of
-#: 64 KiB under way and TCP_NOTSENT_LOWAT, a control message waits behind less than 256 KiB.
-ROOM_BYTES = 32 * 1024
-#: What one stream adds at most when it is let in.
-SHARE_BYTES = 64 * 1024
-#: gevent's recv never yields while there are bytes, so the reader does after so many. A read
-#: counts for some bytes in itself, so that a turn is some 30 reads of small messages at most.
-TURN_BYTES, READ_COST_BYTES = 64 * 1024, 2048
+
+#: This much output leaves at once, and so much one stream adds at most when it is let in. While the
+#: kernel takes nothing, nobody is let in, so a control message waits behind one batch that is under
+#: way, one that has piled up, and what TCP_NOTSENT_LOWAT leaves to the kernel: 256 KiB.
+BATCH_BYTES = 96 * 1024
+#: Neither reading nor writing waits for anything while the kernel is willing, so after so many
+#: bytes others have a turn. A read counts for some bytes in itself, so that a turn is some 30 reads
+#: of small messages at most.
+TURN_BYTES, READ_COST_BYTES = 192 * 1024, 6 * 1024
+# When TLS must read to write, or write to read, somebody else may be at that already. It happens in
+# a renegotiation or key update only, so trying again soon is good enough.
+CROSSED_S = 0.01
+
+_CLOSED = "the connection to the relay was closed"
+_STOPPED = "nothing more is read"
 
 
 class Output(Protocol):
-    """What the writer needs of the protocol core."""
+    """What is needed of the protocol core."""
 
     pending_bytes: int
 
@@ -53,17 +64,23 @@ class WsLink:
     ) -> None:
         self.bytes_in = self.bytes_out = 0
         self.closed = False
-        #: When the write under way last made progress (monotonic seconds), or None.
+        self._reading = True
+        #: When the write that waits for the kernel last made progress (monotonic seconds), or None.
         self.writing_since: float | None = None
+        connection.settimeout(0.0)
         self._socket = connection
         self._output = output
         self._clock = clock
-        self._idle = False
-        self._writing = True
-        self._wake = Event()
+        self._loop: Any = get_hub().loop
+        self._readable: _IoWatcher | None = None
+        self._writable: _IoWatcher | None = None
+        self._rest: memoryview | None = None  # taken from the output, but not by the kernel
+        self._failure: SessionLost | None = None
+        self._over = Event()  # closed, or failed
         self._flushed = Event()
         self._waiting: collections.deque[Event] = collections.deque()
-        self._turn_bytes = 0
+        self._scheduled = False  # the end of this turn of the loop will be seen
+        self._read_bytes = self._written_bytes = 0  # in this turn
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -72,30 +89,46 @@ class WsLink:
 
         Raises SessionLost at the end of the connection.
         """
-        if self._turn_bytes > TURN_BYTES:
-            self._turn_bytes = 0
+        if self._read_bytes > TURN_BYTES:
+            self._read_bytes = 0
             gevent.sleep(0)
         try:
-            count: int = self._socket.recv_into(buffer)
+            count = self._receive(buffer)
         except OSError as error:
             raise lost(error) from error
         if count == 0:
             raise SessionLost("the relay closed the connection without a close frame", "eof")
         self.bytes_in += count
-        self._turn_bytes += count + READ_COST_BYTES
+        self._read_bytes += count + READ_COST_BYTES
         return count
+
+    def _receive(self, buffer: memoryview) -> int:
+        while self._reading:
+            try:
+                return self._socket.recv_into(buffer)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                if self._readable is None:
+                    self._readable = watcher(self._socket, READ, _CLOSED)
+                wait(self._readable)
+            except ssl.SSLWantWriteError:
+                gevent.sleep(CROSSED_S)
+        raise OSError(errno.ECANCELED, _STOPPED)
 
     # Writing ---------------------------------------------------------------------------------
 
     @property
     def full(self) -> bool:
         """Whether whoever has more to send should `wait_for_room` first."""
-        return self._output.pending_bytes >= ROOM_BYTES
+        return self._rest is not None or self._written_bytes >= TURN_BYTES
 
     def flush(self) -> None:
-        """There is output: have it written in the next turn of the loop. Never blocks."""
-        if self._idle and self._output.pending_bytes:
-            self._rouse()
+        """There is output: have it written, at the end of this turn at the latest. Never blocks."""
+        if self._rest is None and not self.closed:
+            if self._output.pending_bytes >= BATCH_BYTES:
+                self._write_out(BATCH_BYTES)
+                self._see_turn()
+            elif self._output.pending_bytes and not self._scheduled:
+                self._see_turn()
 
     def wait_for_room(self) -> None:
         """Return when more may be added to the output, or the link is closed. Blocks.
@@ -103,61 +136,132 @@ class WsLink:
         Whoever asked first is let in first.
         """
         if not self.closed:
-            turn = Event()
-            self._waiting.append(turn)
-            self._rouse()
-            turn.wait()
+            place = Event()
+            self._waiting.append(place)
+            self._see_turn()
+            place.wait()
 
-    def run_writer(self) -> None:
-        """Write all output until `close`, in a greenlet of its own. Blocks.
-
-        Raises SessionLost when the connection is gone.
-        """
-        try:
-            while not self.closed:
-                data = self._output.take_output()
-                if data:
-                    self._write(data)
-                elif not self._waiting:
-                    self._sleep()
-                # With waiters this must not sleep: whoever is let in may have nothing to add.
-                if self._let_in() and not self._output.pending_bytes:
-                    gevent.sleep(0)
-        finally:
-            self._writing = False
-            self._flushed.set()
+    def wait_broken(self) -> None:
+        """Return when the link is closed. Raises SessionLost when a write has failed. Blocks."""
+        self._over.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def wait_flushed(self, timeout_s: float) -> bool:
         """Wait until all output has been handed to the kernel; whether it was. Blocks."""
-        if self._idle and not self._output.pending_bytes:
-            return True
-        if self._writing:
-            self._flushed.clear()
-            self.flush()
+        self._flushed.clear()
+        self.flush()
+        if self._unwritten and not self._over.is_set():
             self._flushed.wait(timeout_s)
-        # With nothing pending, what was taken last may still be on its way into the kernel.
-        return self._writing and self._idle and not self._output.pending_bytes
+        return not self._unwritten
+
+    @property
+    def _unwritten(self) -> bool:
+        return self._rest is not None or bool(self._output.pending_bytes)
+
+    def _see_turn(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.run_callback(self._turn)
+
+    def _turn(self) -> None:
+        """A turn of the loop is over: write what has piled up, and let streams add more."""
+        self._scheduled = False
+        self._written_bytes = 0
+        if self._over.is_set():
+            return
+        self._write_out(1)
+        self._let_in()
+        if not self._unwritten:
+            self._flushed.set()
+
+    def _write_out(self, least_bytes: int) -> None:
+        """Write while there is at least so much, and the kernel takes it."""
+        output = self._output
+        try:
+            while self._rest is None and output.pending_bytes >= least_bytes:
+                data = output.take_output()
+                count = self._send(data)
+                self._written_bytes += count
+                if count < len(data):
+                    self._wait_for_kernel(memoryview(data)[count:])
+        except OSError as error:
+            self._break(error)
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            count: int = self._socket.send(data)  # TLS: all, or 0 and the same again later
+        except BlockingIOError:
+            return 0
+        self.bytes_out += count
+        return count
+
+    def _wait_for_kernel(self, rest: memoryview) -> None:
+        self._rest, self.writing_since = rest, self._clock()
+        if self._writable is None:
+            self._writable = watcher(self._socket, WRITE, _CLOSED)
+        self._writable.start(self._go_on)
+
+    def _go_on(self) -> None:
+        """The kernel takes more. Called by the hub."""
+        assert self._rest is not None
+        assert self._writable is not None
+        try:
+            count = self._send(self._rest)
+        except OSError as error:
+            self._break(error)
+            return
+        if count:
+            self._rest, self.writing_since = self._rest[count:], self._clock()
+        if not self._rest:
+            self._writable.stop()
+            self._rest = self.writing_since = None
+            self._turn()
+
+    def _break(self, error: OSError) -> None:
+        self._failure = lost(error)
+        self._rest, self.writing_since = memoryview(b""), None  # nothing more is written
+        if self._writable is not None:
+            self._writable.stop()
+        self._over.set()
+        self._flushed.set()
+
+    def _let_in(self) -> None:
+        """Wake as many waiters as there is room for in one turn."""
+        if self._rest is None:
+            for _ in range(TURN_BYTES // BATCH_BYTES):
+                if self._waiting:
+                    self._waiting.popleft().set()
+            if self._waiting:  # whoever is let in may have nothing to add
+                self._see_turn()
+
+    # The end ---------------------------------------------------------------------------------
 
     def stop_reading(self) -> None:
-        """Make the reader raise SessionLost while the writer goes on. Never blocks."""
-        if not self.closed:
-            try:
-                # Not SSLSocket.shutdown: that drops the TLS state, which the writer still needs.
-                socket.socket.shutdown(self._socket, socket.SHUT_RD)
-            except OSError:
-                self.close()
+        """Make the reader raise SessionLost while writing goes on. Never blocks.
+
+        The socket is not shut down for reading: the end of file would be a fatal error to TLS,
+        which writes nothing after one.
+        """
+        self._reading = False
+        if self._readable is not None:
+            release(self._readable, _STOPPED)
+            self._readable = None
 
     def close(self) -> None:
-        """Close the socket, without a close frame; wakes reader, writer and waiters. Idempotent."""
+        """Close the socket, without a close frame; wakes all who wait. Idempotent."""
         if not self.closed:
             self.closed = True
-            try:
-                # While someone waits on it, gevent puts off the close to the loop's next event.
+            for used in (self._readable, self._writable):
+                if used is not None:
+                    release(used, _CLOSED)
+            self._readable = self._writable = None
+            try:  # the end, rather than the reset that a close with unread input would be
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
             except OSError:  # it is no longer connected
                 pass
             self._socket.close()
-            self._wake.set()
+            self._over.set()
             self._flushed.set()
             while self._waiting:
                 self._waiting.popleft().set()
@@ -169,38 +273,6 @@ class WsLink:
             nowhere = os.open(os.devnull, os.O_RDWR)
             os.dup2(nowhere, self._socket.fileno(), inheritable=False)
             os.close(nowhere)
-
-    def _rouse(self) -> None:
-        self._idle = False
-        self._wake.set()
-
-    def _sleep(self) -> None:
-        self._wake.clear()
-        self._idle = True
-        self._flushed.set()
-        self._wake.wait()
-
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        try:
-            while view:
-                self.writing_since = self._clock()
-                count = self._socket.send(view)
-                self.bytes_out += count
-                view = view[count:]
-        except OSError as error:
-            raise lost(error) from error
-        self.writing_since = None
-
-    def _let_in(self) -> bool:
-        """Wake as many waiters as there is room for; whether any was."""
-        room = ROOM_BYTES - self._output.pending_bytes
-        woken = False
-        while self._waiting and room > 0:
-            self._waiting.popleft().set()
-            room -= SHARE_BYTES
-            woken = True
-        return woken
 
 
 def lost(error: OSError) -> SessionLost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -349,14 +350,14 @@ def test_after_a_failed_write_the_relay_may_still_say_why(
 
 def break_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every write fail that holds a ping ``break``."""
-    write = session_module.WsLink._write
+    send = session_module.WsLink._send
 
-    def broken(link: WsLink, data: bytes) -> None:
+    def broken(link: WsLink, data: bytes) -> int:
         if data[:2] == b"\x89\x85":
-            raise SessionLost("the connection to the relay was reset: Broken pipe", "reset")
-        write(link, data)
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return send(link, data)
 
-    monkeypatch.setattr(session_module.WsLink, "_write", broken)
+    monkeypatch.setattr(session_module.WsLink, "_send", broken)
 
 
 # Kills and bugs --------------------------------------------------------------------------------

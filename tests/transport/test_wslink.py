@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from nexusg.errors import SessionLost
 from nexusg.transport import wslink
-from nexusg.transport.wslink import READ_COST_BYTES, ROOM_BYTES, SHARE_BYTES, TURN_BYTES, WsLink
+from nexusg.transport.wslink import BATCH_BYTES, READ_COST_BYTES, TURN_BYTES, WsLink
 from tests.conftest import MS
 from tests.support.clock import FakeClock
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 #: Long enough never to be reached by a passing test.
 AMPLE_S = 5.0
 
-WRITE_BYTES = 64 * 1024
 #: More than the kernel takes for a peer that does not read, whose buffers do not grow.
 CLOG_BYTES = 2 * 1024 * 1024
 BUFFER_BYTES = 64 * 1024
@@ -48,8 +47,8 @@ class FakeOutput:
         return len(self.data)
 
     def take_output(self) -> bytes:
-        part = bytes(self.data[:WRITE_BYTES])
-        del self.data[:WRITE_BYTES]
+        part = bytes(self.data[:BATCH_BYTES])
+        del self.data[:BATCH_BYTES]
         if part:
             self.taken.append(len(part))
         return part
@@ -78,11 +77,11 @@ class Linked:
         self.greenlets.append(Greenlet.spawn(run))
         return self.greenlets[-1]
 
-    def write(self) -> Any:
-        """Start the writer."""
-        writer = self.spawn(self.link.run_writer)
+    def watch(self) -> Any:
+        """Wait for the end of writing, as a session does."""
+        watcher = self.spawn(self.link.wait_broken)
         gevent.sleep(0)
-        return writer
+        return watcher
 
     def read(self, size: int = 65536) -> bytes:
         """One read."""
@@ -228,7 +227,6 @@ def test_a_busy_reader_lets_others_have_a_turn(plain: Linked) -> None:
 
 
 def test_output_is_written(linked: Linked) -> None:
-    linked.write()
     linked.add(b"hello")
     assert linked.received(5) == b"hello"
     linked.add(b"again")
@@ -236,23 +234,26 @@ def test_output_is_written(linked: Linked) -> None:
     assert linked.link.bytes_out == 10
 
 
-def test_what_was_there_before_the_writer_is_written(linked: Linked) -> None:
-    linked.add(b"early")
-    linked.write()
-    assert linked.received(5) == b"early"
-
-
 def test_the_output_of_one_turn_leaves_in_one_write(linked: Linked) -> None:
     """HOTPATH.md: coalescing is the whole story for small messages."""
-    linked.write()
     for _ in range(100):
         linked.add(b"0123456789")
+    assert linked.output.taken == []
     assert linked.received(1000) == b"0123456789" * 100
     assert linked.output.taken == [1000]
 
 
+def test_a_full_batch_leaves_at_once(linked: Linked) -> None:
+    """More output would make no better batch; what is above it waits for the end of the turn."""
+    linked.add(bytes(BATCH_BYTES - 1))
+    assert linked.output.taken == []
+    linked.add(bytes(3))
+    assert linked.output.taken == [BATCH_BYTES]
+    linked.received(BATCH_BYTES + 2)
+    assert linked.output.taken == [BATCH_BYTES, 2]
+
+
 def test_flushing_nothing_wakes_nobody(plain: Linked) -> None:
-    plain.write()
     plain.link.flush()
     gevent.sleep(0)
     assert plain.output.taken == []
@@ -262,7 +263,6 @@ def test_flushing_nothing_wakes_nobody(plain: Linked) -> None:
 
 def test_more_than_the_kernel_takes(linked: Linked) -> None:
     """Over TLS a blocked write is repeated with the same bytes; nothing may come before them."""
-    linked.write()
     data = random.Random(7).randbytes(3_000_000)
     for start in range(0, len(data), 50_000):
         linked.add(data[start : start + 50_000])
@@ -274,7 +274,6 @@ def test_progress_is_stamped(plain: Linked) -> None:
     """What the session judges a stalled relay by."""
     link = plain.link
     assert link.writing_since is None
-    plain.write()
     written = plain.clog()
     since = link.writing_since
     assert since == plain.clock()
@@ -289,8 +288,8 @@ def test_progress_is_stamped(plain: Linked) -> None:
     assert link.writing_since is None
 
 
-def test_a_broken_connection_ends_the_writer(plain: Linked) -> None:
-    writer = plain.write()
+def test_a_broken_connection_ends_the_writing(plain: Linked) -> None:
+    writer = plain.watch()
     plain.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     plain.peer.close()
     plain.add(b"x")
@@ -299,54 +298,69 @@ def test_a_broken_connection_ends_the_writer(plain: Linked) -> None:
     assert lost.code == "reset"
     plain.add(b"nobody writes this")
     assert not plain.link.wait_flushed(AMPLE_S)
+    assert plain.link.full
+
+
+def test_a_connection_that_breaks_while_the_kernel_is_full(plain: Linked) -> None:
+    writer = plain.watch()
+    plain.clog()
+    plain.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    plain.peer.close()
+    lost = writer.get(timeout=AMPLE_S)
+    assert isinstance(lost, SessionLost)
+    assert lost.code == "reset"
+    assert plain.link.writing_since is None
 
 
 # Room ------------------------------------------------------------------------------------------
 
 
-def test_full_is_a_matter_of_unsent_output(plain: Linked) -> None:
-    plain.output.data += bytes(ROOM_BYTES - 1)
-    assert not plain.link.full
-    plain.output.data += b"x"
+def test_full_until_the_turn_is_over(linked: Linked) -> None:
+    """While the kernel takes everything, nothing else would let others have a turn."""
+    while not linked.link.full:
+        linked.add(bytes(BATCH_BYTES))
+    linked.received(sum(linked.output.taken))
+    linked.until(lambda: not linked.link.full)
+
+
+def test_full_while_the_kernel_takes_nothing(plain: Linked) -> None:
+    plain.clog()
     assert plain.link.full
+    plain.received(CLOG_BYTES)
+    plain.until(lambda: not plain.link.full)
 
 
 def test_waiters_are_let_in_one_at_a_time_and_in_order(linked: Linked) -> None:
-    """Fairness: each adds at most SHARE_BYTES, so each waits behind one of these."""
+    """Fairness: each adds at most a batch, so each waits behind one of these."""
     turns: list[int] = []
 
     def stream(number: int) -> None:
         for _ in range(3):
             linked.link.wait_for_room()
             turns.append(number)
-            linked.add(bytes(SHARE_BYTES))
+            linked.add(bytes(BATCH_BYTES))
 
-    linked.write()
-    linked.add(bytes(ROOM_BYTES))
+    linked.add(bytes(TURN_BYTES))
     streams = [linked.spawn(stream, number) for number in range(4)]
-    linked.received(ROOM_BYTES + 12 * SHARE_BYTES)
+    linked.received(TURN_BYTES + 12 * BATCH_BYTES)
     gevent.joinall(streams, timeout=AMPLE_S)
     assert turns == [0, 1, 2, 3] * 3
 
 
 def test_waiting_for_room_that_is_there(plain: Linked) -> None:
-    """A sleeping writer is woken: nobody else would."""
-    plain.write()
     waiter = plain.spawn(plain.link.wait_for_room)
     waiter.get(timeout=AMPLE_S)
 
 
 def test_who_is_let_in_need_not_add_anything(plain: Linked) -> None:
     """The stream may have ended while it waited: the next one must not wait for it."""
-    plain.write()
-    plain.add(bytes(ROOM_BYTES))
+    plain.add(bytes(TURN_BYTES))
     waiters = [plain.spawn(plain.link.wait_for_room) for _ in range(5)]
     gevent.sleep(0)
     assert len(gevent.joinall(waiters, timeout=AMPLE_S)) == 5
 
 
 def test_a_killed_waiter_holds_nobody_up(plain: Linked) -> None:
-    plain.write()
     plain.clog()
     waiters = [plain.spawn(plain.link.wait_for_room) for _ in range(3)]
     gevent.sleep(0)
@@ -357,7 +371,6 @@ def test_a_killed_waiter_holds_nobody_up(plain: Linked) -> None:
 
 def test_a_closed_link_has_room_for_everybody(plain: Linked) -> None:
     """Whoever waits for a link that is gone would wait for ever."""
-    plain.write()
     plain.clog()
     waiter = plain.spawn(plain.link.wait_for_room)
     gevent.sleep(0)
@@ -371,7 +384,6 @@ def test_no_wake_up_is_lost(steps: list[tuple[int, int]]) -> None:
     """Whatever the order of additions, flushes, waits and switches, all output leaves."""
     with plain_link() as plain:
         total = 0
-        plain.write()
         sink = plain.spawn(_drain, plain.peer)
         for kind, size in steps:
             if kind == 0:
@@ -402,12 +414,10 @@ def _drain(sock: Any) -> int:
 
 
 def test_flushed_when_there_is_nothing(linked: Linked) -> None:
-    linked.write()
     assert linked.link.wait_flushed(0)
 
 
 def test_flushed_when_the_kernel_has_it(linked: Linked) -> None:
-    linked.write()
     linked.output.data += b"the last words"
     assert linked.link.wait_flushed(AMPLE_S)
     assert linked.received(14) == b"the last words"
@@ -415,19 +425,12 @@ def test_flushed_when_the_kernel_has_it(linked: Linked) -> None:
 
 def test_not_flushed_while_the_last_write_is_blocked(plain: Linked) -> None:
     """Nothing is pending any more, and still the kernel has not got it."""
-    plain.write()
     plain.clog()
     plain.output.data.clear()
     assert not plain.link.wait_flushed(2 * MS)
 
 
-def test_not_flushed_without_a_writer(plain: Linked) -> None:
-    plain.output.data += b"x"
-    assert not plain.link.wait_flushed(MS)
-
-
 def test_closing_ends_the_wait(plain: Linked) -> None:
-    plain.write()
     plain.clog()
     waiter = plain.spawn(plain.link.wait_flushed, AMPLE_S)
     gevent.sleep(0)
@@ -440,7 +443,6 @@ def test_closing_ends_the_wait(plain: Linked) -> None:
 
 def test_the_reader_is_stopped_and_the_writer_goes_on(linked: Linked) -> None:
     """How a session ends whose last word, the close frame, is still to be written."""
-    linked.write()
     reader = linked.spawn(linked.read)
     gevent.sleep(MS)
     linked.link.stop_reading()
@@ -455,14 +457,6 @@ def test_a_reader_that_is_not_waiting_is_stopped_as_well(linked: Linked) -> None
         linked.read()
 
 
-def test_stopping_the_reader_of_a_connection_that_is_gone_closes_it() -> None:
-    """An unconnected socket stands for it."""
-    link = WsLink(socket.socket(), FakeOutput())
-    link.stop_reading()
-    assert link.closed
-    link.stop_reading()
-
-
 def test_close_wakes_the_reader(linked: Linked) -> None:
     reader = linked.spawn(linked.read)
     gevent.sleep(MS)
@@ -472,20 +466,22 @@ def test_close_wakes_the_reader(linked: Linked) -> None:
         linked.read()
 
 
-@pytest.mark.parametrize("state", ["sleeping", "blocked"])
-def test_close_wakes_the_writer(linked: Linked, state: str) -> None:
-    writer = linked.write()
+@pytest.mark.parametrize("state", ["idle", "blocked"])
+def test_close_ends_the_writing(linked: Linked, state: str) -> None:
+    writer = linked.watch()
     if state == "blocked":
         linked.clog()
+    linked.add(b"too late to leave")
     linked.link.close()
     linked.link.close()
-    lost = writer.get(timeout=AMPLE_S)
-    assert lost is None if state == "sleeping" else isinstance(lost, SessionLost)
+    assert writer.get(timeout=AMPLE_S) is None
+    gevent.sleep(0)
+    linked.link.flush()
+    assert linked.output.data.endswith(b"too late to leave")
 
 
 def test_the_peer_sees_the_end_at_once(linked: Linked) -> None:
     """Also while reader and writer wait on the socket."""
-    linked.write()
     linked.spawn(linked.read)
     gevent.sleep(MS)
     linked.link.close()
@@ -496,7 +492,7 @@ def test_a_disowned_link_leads_nowhere(linked: Linked) -> None:
     """In a child of fork. The connection is the parent's, which has its own descriptor."""
     parents = os.dup(linked.link._socket.fileno())
     try:
-        writer = linked.write()
+        writer = linked.watch()
         linked.link.disown()
         linked.add(b"from the child")
         with pytest.raises(SessionLost):
