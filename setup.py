@@ -40,6 +40,8 @@ setup(
     install_requires=requirements("requirements.txt"),
     extras_require={
         "dev": requirements("requirements-dev.txt"),
+        # Attestation with a TPM. Compiled where it is installed: see docs/tpm.md.
+        "tpm": ["tpm2-pytss>=3,<4"],
         # The development relay and the demo make certificates of their own.
         "relay": ["cryptography>=42"],
     },

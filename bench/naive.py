@@ -152,7 +152,7 @@ class Stream:
         route = self._session.router.resolve(self._connect.conn_port, self._connect.hostname)
         if route is None:
             raise ConnectionRefusedError
-        host, _, port = route.target.rpartition(":")
+        host, _, port = route.destination.targets[0].rpartition(":")
         sock = socket.create_connection((host, int(port)), DIAL_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(None)

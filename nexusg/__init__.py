@@ -14,6 +14,7 @@ from nexusg.version import __version__
 
 if TYPE_CHECKING:
     from nexusg.agent.agent import Agent
+    from nexusg.agent.apps import Served
     from nexusg.agent.connect import ConnectRequest
     from nexusg.agent.lifecycle import LifecycleEvent
     from nexusg.attest.base import Stage, Token, TokenRequest
@@ -22,15 +23,21 @@ if TYPE_CHECKING:
         Attestation,
         Backend,
         Config,
+        Destination,
         FlowControl,
         HealthChecks,
         PortMapping,
         RelayTls,
         Socks5Auth,
+        TargetHealth,
+        TargetTls,
+        TlsTerminate,
+        Tpm,
         UdpRoute,
     )
     from nexusg.config.secret import Secret
     from nexusg.errors import (
+        AuthorizerError,
         ConfigError,
         DialFailed,
         LocalProtocolError,
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
         TargetError,
         TokenError,
         TokenTimeout,
+        TpmError,
         UpgradeRefused,
     )
     from nexusg.observe.logs import LogObserver
@@ -53,10 +61,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Agent",
     "Attestation",
+    "AuthorizerError",
     "Backend",
     "Config",
     "ConfigError",
     "ConnectRequest",
+    "Destination",
     "DialFailed",
     "FlowControl",
     "HealthChecks",
@@ -74,14 +84,20 @@ __all__ = [
     "RemoteProtocolError",
     "Retry",
     "Secret",
+    "Served",
     "SessionLost",
     "Socks5Auth",
     "Stage",
     "TargetError",
+    "TargetHealth",
+    "TargetTls",
+    "TlsTerminate",
     "Token",
     "TokenError",
     "TokenRequest",
     "TokenTimeout",
+    "Tpm",
+    "TpmError",
     "UdpRoute",
     "UpgradeRefused",
     "__version__",
@@ -104,8 +120,14 @@ _HOMES = {
     "PortMapping": "nexusg.config.model",
     "RelayTls": "nexusg.config.model",
     "Secret": "nexusg.config.secret",
+    "Served": "nexusg.agent.apps",
     "Socks5Auth": "nexusg.config.model",
     "Stage": "nexusg.attest.base",
+    "Destination": "nexusg.config.model",
+    "TargetHealth": "nexusg.config.model",
+    "TargetTls": "nexusg.config.model",
+    "Tpm": "nexusg.config.model",
+    "TlsTerminate": "nexusg.config.model",
     "Token": "nexusg.attest.base",
     "TokenRequest": "nexusg.attest.base",
     "UdpRoute": "nexusg.config.model",

@@ -11,7 +11,9 @@ NexusgError
 │   ├── Rejected             the relay refused the credentials
 │   └── SessionLost          an established session ended
 ├── TokenError             no attestation token could be obtained
-│   └── TokenTimeout         … within its time
+│   ├── TokenTimeout         … within its time
+│   ├── TpmError             because of the TPM of this machine
+│   └── AuthorizerError      because of the server that issues them
 ├── NoRoute                no mapping for the stream; a connect handler may raise it
 └── TargetError            the local service could not be reached
 
@@ -36,6 +38,7 @@ class Retry(enum.Enum):
     RATE_LIMITED = "rate_limited"  #: at least 60 s, or what Retry-After asks for
     REJECTED = "rejected"  #: a counter of its own, 5 s to 300 s
     TOKEN = "token"  #: like REJECTED, from 2 s
+    BARRED = "barred"  #: only an operator elsewhere can help: 15 min
     LOST = "lost"  #: an accepted session ended
 
 
@@ -151,6 +154,40 @@ class TokenTimeout(TokenError):
     code = "token_timeout"
 
 
+class TpmError(TokenError):
+    """The TPM of this machine, or what is kept of it, cannot be used.
+
+    Codes: ``tpm_missing`` (no software for it, or no device), ``tpm_io``, ``tpm_timeout``,
+    ``tpm_cleared`` (it no longer knows the key it once made), ``tpm`` (anything else).
+    """
+
+    def __init__(self, message: str, code: str = "tpm") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class AuthorizerError(TokenError):
+    """The authorizer issued no token. ``status`` is that of HTTP, ``retry_after_s`` Retry-After.
+
+    Codes: ``authorizer``, ``authorizer_refused`` (this device is not to have any),
+    ``authorizer_unreachable``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: str = "authorizer",
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.retry_after_s = retry_after_s
+        if code == "authorizer_refused":
+            self.retry = Retry.BARRED
+
+
 class NoRoute(NexusgError):
     """Nothing serves this stream. Raised by a connect handler, it falls back to the mappings."""
 
@@ -159,7 +196,7 @@ class NoRoute(NexusgError):
 
 class TargetError(NexusgError):
     """The local service could not be reached. Codes: ``refused``, ``timeout``, ``dns``,
-    ``unreachable``, ``handler``, ``io``."""
+    ``unreachable``, ``tls``, ``unhealthy``, ``handler``, ``io``."""
 
     def __init__(self, message: str, code: str = "io") -> None:
         super().__init__(message)

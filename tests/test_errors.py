@@ -8,6 +8,7 @@ import pytest
 
 from nexusg import errors
 from nexusg.errors import (
+    AuthorizerError,
     ConfigError,
     DialFailed,
     LocalProtocolError,
@@ -21,6 +22,7 @@ from nexusg.errors import (
     TargetError,
     TokenError,
     TokenTimeout,
+    TpmError,
     UpgradeRefused,
 )
 
@@ -51,6 +53,15 @@ from nexusg.errors import (
         (SessionLost("gone", "eof"), "gone", "eof", Retry.LOST),
         (TokenError("no token"), "no token", "token", Retry.TOKEN),
         (TokenTimeout("too slow"), "too slow", "token_timeout", Retry.TOKEN),
+        (TpmError("no TPM"), "no TPM", "tpm", Retry.TOKEN),
+        (TpmError("no TPM", "tpm_missing"), "no TPM", "tpm_missing", Retry.TOKEN),
+        (AuthorizerError("HTTP 500", status=500), "HTTP 500", "authorizer", Retry.TOKEN),
+        (
+            AuthorizerError("HTTP 403", "authorizer_refused", 403),
+            "HTTP 403",
+            "authorizer_refused",
+            Retry.BARRED,
+        ),
         (NoRoute("no mapping"), "no mapping", "no_route", None),
         (TargetError("refused", "refused"), "refused", "refused", None),
     ],
@@ -84,6 +95,8 @@ def test_details_are_kept() -> None:
     """What the code decides on is in attributes, never in the text."""
     assert RemoteProtocolError("too big", 1009).close_code == 1009
     assert UpgradeRefused(429, "slow down", 7.5).retry_after_s == 7.5
+    refusal = AuthorizerError("slow down", "authorizer_refused", 429, 3.0)
+    assert (refusal.status, refusal.retry_after_s) == (429, 3.0)
     assert Rejected("attest", "why", 1008).close_code == 1008
     assert SessionLost("closed", "closed", 1001).close_code == 1001
     assert ConfigError(["x"]).problems == ("x",)

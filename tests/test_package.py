@@ -153,7 +153,7 @@ def test_the_wheel_describes_itself(wheel: importlib.metadata.Distribution) -> N
     assert wheel.metadata["Requires-Python"] == ">=3.10"
     [script] = [point for point in wheel.entry_points if point.group == "console_scripts"]
     assert (script.name, script.value) == ("nexusg", "nexusg.__main__:main")
-    assert set(wheel.metadata.get_all("Provides-Extra") or ()) == {"dev", "relay"}
+    assert set(wheel.metadata.get_all("Provides-Extra") or ()) == {"dev", "relay", "tpm"}
     needed = [need for need in wheel.requires or () if "extra ==" not in need]
     assert {name_of(need) for need in needed} == {name_of(line) for line in requirement_lines()}
     assert not any("#" in need for need in needed)

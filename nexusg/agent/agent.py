@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import Event
 
+from nexusg.agent.apps import Apps
 from nexusg.agent.budget import Budget
 from nexusg.agent.connector import Connector
 from nexusg.agent.context import Context
+from nexusg.agent.devices import Devices
+from nexusg.agent.discovery import Discovery, require_relays
 from nexusg.agent.dispatch import Dispatcher
 from nexusg.agent.lifecycle import (
     AgentStarted,
     AgentStopped,
     AgentStopping,
+    CertificateFailed,
     NetworkChanged,
     TaskFailed,
     TokenStderr,
@@ -35,15 +39,17 @@ from nexusg.agent.stopping import drain
 from nexusg.agent.supervisor import Supervisor
 from nexusg.agent.tasks import Tasks, contained
 from nexusg.attest.base import as_provider
-from nexusg.attest.select import provider_for
+from nexusg.attest.tpm.provider import TpmTokenProvider
 from nexusg.config.validate import require_valid
 from nexusg.protocol.messages import Reason
+from nexusg.targets.certificates import Certificates
 from nexusg.version import __version__
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from nexusg.agent.apps import Wsgi
     from nexusg.agent.connect import ConnectHandler
     from nexusg.agent.dispatch import EventHandler
     from nexusg.agent.tasks import Task
@@ -59,6 +65,7 @@ class Agent:
     """Keeps the sessions of a configuration and serves their streams.
 
     ``connect_handler`` is asked for the local service of each stream before the port mappings are;
+    ``wsgi`` is an application of this process, or several by host pattern, asked between the two;
     ``token_provider`` takes the place of the configured attestation; ``on_event`` is called with
     every lifecycle event, in order, in a greenlet of its own. ``worker`` numbers, from 0, processes
     of one host that run the same configuration: they share its SOCKS5 ports, and `Stats` names it.
@@ -70,21 +77,24 @@ class Agent:
         config: Config,
         *,
         connect_handler: ConnectHandler | Sequence[ConnectHandler] | None = None,
+        wsgi: Wsgi | None = None,
         token_provider: TokenProvider | Callable[[TokenRequest], Token | str] | None = None,
         on_event: EventHandler | None = None,
         worker: int | None = None,
     ) -> None:
-        require_valid(
-            config, attested=token_provider is not None, mapped=connect_handler is not None
-        )
+        mapped = connect_handler is not None or wsgi is not None
+        require_valid(config, attested=token_provider is not None, mapped=mapped)
         self.config = config
         self.outcome = ""  #: "stopped", "refused" or "failed" once it has ended
-        self._handlers: list[ConnectHandler] = []
+        self._apps = Apps(config, wsgi)
+        self._handlers: list[ConnectHandler] = [] if wsgi is None else [self._apps]
         if callable(connect_handler):
             self._handlers.append(connect_handler)
         elif connect_handler is not None:
             self._handlers.extend(connect_handler)
         self._token_provider = None if token_provider is None else as_provider(token_provider)
+        if token_provider is not None:
+            require_relays(config)
         self._on_event = on_event
         self._worker = worker
         self._pid = 0
@@ -93,6 +103,9 @@ class Agent:
         self._ended = Event()
         self._slots: list[Supervisor] = []
         self._socks: list[SocksService] = []
+        self._connectors: list[Connector] = []
+        self._checks: list[Task] = []
+        self._discoveries: list[Discovery] = []
 
     def add_connect_handler(self, handler: ConnectHandler) -> None:
         """Ask ``handler`` before those that are there already."""
@@ -119,9 +132,14 @@ class Agent:
         self._watcher.start()
         for socks in self._socks:
             socks.start()
+        checks = [check for connector in self._connectors for check in connector.pools.checks]
+        self._checks = [self._side_tasks.spawn("health", check.run) for check in checks]
+        failed = functools.partial(self._slot_failed, "discovery")
+        for discovery in self._discoveries:  # before the sessions, which need what it brings about
+            run = discovery.run
+            self._checks.append(self._side_tasks.spawn("discovery", run, on_error=failed))
         for slot in self._slots:
-            slot.task = self._slot_tasks.spawn("session", slot.run)
-            slot.task.rawlink(functools.partial(self._slot_ended, slot))
+            self._start_slot(slot)
         _AGENTS.add(self)
 
     def stop(self, grace_s: float | None = None) -> None:
@@ -177,6 +195,8 @@ class Agent:
             [s.session for s in self._slots if s.session is not None and s.session.opened],
             tuple(slot.stats() for slot in self._slots),
             streams=tuple(stream_stats(pump, now) for pump in pumps) if streams else (),
+            targets=tuple(one for connector in self._connectors for one in connector.pools.stats()),
+            devices=self._devices.stats(),
             buffered_bytes=context.budget.used_bytes,
             events_dropped=self._dispatcher.dropped,
             worker=self._worker,
@@ -186,6 +206,7 @@ class Agent:
 
     _context: Context
     _dispatcher: Dispatcher
+    _devices: Devices
     _watcher: NetworkWatcher
     _slot_tasks: Tasks
     _side_tasks: Tasks
@@ -203,16 +224,23 @@ class Agent:
             worker=self._worker,
         )
         self._watcher = NetworkWatcher(self._network_changed, self._side_tasks)
+        certificates = Certificates(self._certificate_failed)
+        services = self._apps.attach(self._context, certificates)
         names = (f"s{number}" for number in itertools.count(1))
-        self._slots, self._socks = [], []
+        self._slots, self._socks, self._connectors, self._discoveries = [], [], [], []
+        self._devices = Devices(self._context.emit)
         for backend in self.config.backends:
             provider = self._provider(backend)
-            connector = Connector(backend, self._handlers, self._context.buffer)
-            slots = [
-                Supervisor(self._context, backend, provider, connector, relay, names, self._refused)
-                for relay in backend.nexus_addresses
-            ]
+            connector = Connector(self._context, backend, self._handlers, certificates, services)
+            self._connectors.append(connector)
+            what = self._context, backend, provider, connector
+            make = functools.partial(Supervisor, *what, names=names, refused=self._refused)
+            slots = [make(relay) for relay in backend.nexus_addresses]
             self._slots += slots
+            if isinstance(provider, TpmTokenProvider):
+                open_slot = functools.partial(self._open_slot, make)
+                found = Discovery(self._context, backend, provider, slots, open_slot)
+                self._discoveries.append(found)
             if backend.socks5_listen_addr:
                 socks = SocksService(self._context, backend, slots, self._side_tasks)
                 self._socks.append(socks)
@@ -224,7 +252,21 @@ class Agent:
         def on_stderr(line: str) -> None:
             self._context.emit(TokenStderr(backend=backend.name, line=line))
 
-        return provider_for(backend, on_stderr=on_stderr)
+        return self._devices.provider(backend, on_stderr)
+
+    def _open_slot(self, make: Callable[[str], Supervisor], relay: str) -> Supervisor:
+        """Serve a relay that was found later."""
+        slot = make(relay)
+        self._slots.append(slot)
+        self._start_slot(slot)
+        return slot
+
+    def _start_slot(self, slot: Supervisor) -> None:
+        slot.task = self._slot_tasks.spawn("session", slot.run)
+        slot.task.rawlink(functools.partial(self._slot_ended, slot))
+
+    def _certificate_failed(self, error: str) -> None:
+        self._context.emit(CertificateFailed(error=error))
 
     def _refused(self) -> None:
         """A relay has refused the credentials as often as the settings allow."""
@@ -234,6 +276,8 @@ class Agent:
         self._context.emit(NetworkChanged(detail=detail))
         for slot in self._slots:
             slot.network_changed()
+        for discovery in self._discoveries:
+            discovery.network_changed()
 
     def _slot_failed(self, task: str, error: BaseException) -> None:
         # A slot without its greenlet would be a session that is down for ever, unseen.
@@ -243,7 +287,10 @@ class Agent:
     def _slot_ended(self, slot: Supervisor, _task: Task) -> None:
         # Called by the hub when the greenlet is gone for whatever reason: a kill is not reported.
         if self.running and slot in self._slots and not (self._stopping or self.outcome):
-            self._slot_failed("session", RuntimeError("its greenlet has ended"))
+            if any(slot in discovery.retired for discovery in self._discoveries):
+                self._slots.remove(slot)
+            else:
+                self._slot_failed("session", RuntimeError("its greenlet has ended"))
 
     def _give_up(self, outcome: str) -> None:
         self.outcome = outcome
@@ -253,9 +300,12 @@ class Agent:
     def _begin_stop(self, grace_s: float) -> None:
         self._stopping = True
         self._context.emit(AgentStopping(grace_s=grace_s, streams=len(self._context.pumps)))
+        self._apps.drain()
         self._side_tasks.spawn("stop", self._stop, grace_s)
         for socks in self._socks:
             socks.stop()
+        for check in self._checks:
+            check.kill(block=False)
 
     def _stop(self, grace_s: float) -> None:
         # Whatever goes wrong, nobody may wait for the end for ever.
@@ -276,6 +326,8 @@ class Agent:
         self._context.emit(AgentStopped(cut=cut))
         self._dispatcher.stop(CLEANUP_S)
         self._side_tasks.kill(CLEANUP_S)
+        with gevent.Timeout(CLEANUP_S, False):  # type: ignore[arg-type]  # a TPM may hang
+            self._devices.close()
 
     def _is_own(self, greenlet: object) -> bool:
         groups = [self._side_tasks, self._slot_tasks, self._context.tasks]

@@ -35,6 +35,8 @@ class Context:
     worker: int | None = None  #: which of several processes with the same configuration
     counters: Counters = dataclasses.field(default_factory=Counters)
     pumps: set[StreamShell] = dataclasses.field(default_factory=set)  #: of all streams
+    #: IDs of the streams that are known to be waited for by their user, however idle they look.
+    at_work: set[str] = dataclasses.field(default_factory=set)
     flows: FlowTable = dataclasses.field(init=False)  #: those of the streams that are UDP flows
     #: The one buffer that all local services are read into; used up before the next switch.
     buffer: bytearray = dataclasses.field(default_factory=lambda: bytearray(READ_BYTES))

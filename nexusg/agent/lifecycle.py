@@ -280,6 +280,59 @@ class TokenStderr(LifecycleEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetDown(LifecycleEvent):
+    """A target of several, or one that is checked, has failed too often: others go first."""
+
+    level: ClassVar[str] = "warning"
+
+    backend: str
+    target: str
+    error: str
+    streams: int  #: that it still has
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetUp(LifecycleEvent):
+    """It can be used again, after ``down_s``."""
+
+    backend: str
+    target: str
+    down_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateFailed(LifecycleEvent):
+    """Files of TLS have changed, and cannot be loaded; what was loaded before stays in use."""
+
+    level: ClassVar[str] = "error"
+
+    error: str  #: it names the file
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppFailed(LifecycleEvent):
+    """A WSGI application in this process raised an error; its user saw status 500, or the end."""
+
+    level: ClassVar[str] = "error"
+
+    app: str
+    stream: str
+    request: str  #: method and path, without the query
+    error: str
+    traceback: str  #: without the values of local variables
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppStderr(LifecycleEvent):
+    """What a WSGI application in this process has written to ``wsgi.errors``."""
+
+    level: ClassVar[str] = "warning"
+
+    app: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkChanged(LifecycleEvent):
     """An interface, address or default route changed: waiting attempts begin at once."""
 

@@ -23,6 +23,8 @@ FLOOR_S = 0.5
 REJECTED_FIRST_S, REJECTED_MAX_S = 5.0, 300.0
 #: No token: the agent's own provider may need a moment only.
 TOKEN_FIRST_S = 2.0
+#: The authorizer has suspended or revoked this device.
+BARRED_S = 900.0
 #: HTTP 429 without Retry-After.
 RATE_LIMITED_S = 60.0
 #: A session of this length was a good one.
@@ -33,6 +35,9 @@ HERD_S = 1.0
 JITTER = 0.25
 #: A network change ends a wait; the next may end one after 1 s, 2 s, 4 s … 60 s.
 WAKE_FIRST_S, WAKE_MAX_S = 1.0, 60.0
+
+# What a change of the network is no reason to try again after.
+_NOT_CURED = (Retry.REJECTED, Retry.RATE_LIMITED, Retry.BARRED)
 
 
 class ReconnectPolicy:
@@ -71,6 +76,8 @@ class ReconnectPolicy:
         if retry is Retry.TOKEN:
             self._missing_tokens += 1
             return self._growing(TOKEN_FIRST_S, self._missing_tokens)
+        if retry is Retry.BARRED:
+            return BARRED_S * (1 + JITTER * self._rng())
         self._missing_tokens = 0
         if retry is Retry.REJECTED:
             self.rejections += 1
@@ -91,7 +98,7 @@ class ReconnectPolicy:
         If so, the next delays are short as well. Not after what a network does not cure; and
         changes that go on and on are heeded ever more rarely, until a session is a good one.
         """
-        if self._last in (Retry.REJECTED, Retry.RATE_LIMITED) or self._clock() < self._wake_from:
+        if self._last in _NOT_CURED or self._clock() < self._wake_from:
             return False
         self._wakes += 1
         self._wake_from = self._clock() + _doubled(WAKE_FIRST_S, self._wakes, WAKE_MAX_S)

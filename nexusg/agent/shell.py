@@ -122,6 +122,7 @@ class StreamShell:
         if self._target is not None:
             failed = functools.partial(context.task_failed, "closing a target")
             contained(failed, self._target.close)
+        self.session.connector.release(stream)
         current = gevent.getcurrent()
         for task in (self._main, *self._helpers()):
             if task is not None and task is not current:

@@ -95,6 +95,33 @@ class SessionStats:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class TargetStats:
+    """One target of several, or one that is checked."""
+
+    backend: str
+    target: str
+    up: bool
+    streams: int  #: that are connected to it, or about to be
+    error: str  #: why it could not be reached last, empty if it could
+    down_for_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """The device with a TPM behind one backend; others may share it. Empty until it is enrolled."""
+
+    backend: str
+    device_id: str
+    hostname: str
+    identity_class: str
+    enrolments: int  #: since the start
+    quote_s: float  #: how long the TPM took last
+    tokens: int
+    token_expires_at: float  #: of the last one; Unix time, 0 before the first
+    last_error: str  #: why there was no token; empty again when there is one
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Stats:
     """A snapshot of an agent. Sizes in bytes, durations in seconds, times as Unix time."""
 
@@ -102,6 +129,8 @@ class Stats:
     worker: int | None  #: which of several processes with the same configuration
     sessions: tuple[SessionStats, ...]
     streams: tuple[StreamStats, ...]  #: empty unless asked for
+    targets: tuple[TargetStats, ...]  #: of several, and those that are checked
+    devices: tuple[DeviceStats, ...]  #: with a TPM
     streams_active: int
     streams_pending: int  #: still being dialled
     streams_total: int
@@ -161,6 +190,8 @@ def totals(
     slots: tuple[SessionStats, ...],
     *,
     streams: tuple[StreamStats, ...],
+    targets: tuple[TargetStats, ...] = (),
+    devices: tuple[DeviceStats, ...] = (),
     buffered_bytes: int,
     events_dropped: int,
     worker: int | None = None,
@@ -176,6 +207,8 @@ def totals(
         worker=worker,
         sessions=slots,
         streams=streams,
+        targets=targets,
+        devices=devices,
         streams_active=len(pumps) - pending,
         streams_pending=pending,
         streams_total=counters.streams_opened,

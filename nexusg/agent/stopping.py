@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import gevent
 
-from nexusg.protocol.messages import Reason
+from nexusg.protocol.messages import Reason, format_id
 from nexusg.protocol.states import StreamState
 
 
@@ -38,7 +38,7 @@ def drain(
     """Let the streams finish, then close the sessions; how many streams were cut. Blocks.
 
     New streams are refused at once. A stream that is idle for ``shutdown.idleSeconds`` does not
-    hold the stop. ``cut_short`` ends the wait.
+    hold the stop, unless it is known to be at work. ``cut_short`` ends the wait.
     """
     for slot in slots:
         slot.stop()
@@ -68,7 +68,7 @@ def _end_idle(context: Context, activity: dict[StreamShell, tuple[int, float]]) 
     for pump in list(context.pumps):
         stream = pump.stream
         seen, since = activity.get(pump, (stream.idle_mark, stream.idle_since))
-        if seen != stream.activity:
+        if seen != stream.activity or format_id(stream.id) in context.at_work:
             seen, since = stream.activity, now
         activity[pump] = seen, since
         if stream.state is StreamState.OPEN and not pump.buffered_bytes and now - since >= idle_s:

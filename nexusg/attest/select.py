@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nexusg.attest.base import TokenProvider
+    from nexusg.attest.tpm.notices import Notice
     from nexusg.config.model import Attestation, Backend
 
 
@@ -30,16 +31,25 @@ _SECRET_NAME = re.compile(
 
 
 def provider_for(
-    backend: Backend, *, on_stderr: Callable[[str], None] | None = None
+    backend: Backend,
+    *,
+    on_stderr: Callable[[str], None] | None = None,
+    on_notice: Callable[[Notice], object] | None = None,
 ) -> TokenProvider:
-    """Make the provider of ``backend``: its command, else its secret; behind the handshake cache.
+    """Make the provider of ``backend``: its TPM, its command, or its secret.
 
-    ``on_stderr`` is given each line that the command prints on stderr, redacted.
+    Handshake tokens are kept, as the settings allow. ``on_stderr`` is given each line that the
+    command prints on stderr, redacted, ``on_notice`` what there is to tell of the TPM. A provider
+    for a TPM, a `TpmTokenProvider`, is to be closed.
 
     Raises:
-        ConfigError: the settings have neither a command nor a secret.
+        ConfigError: the settings have none of them, or those of the TPM contradict another's.
     """
     settings = backend.attestation
+    if settings.tpm:
+        from nexusg.attest.tpm import shared  # late: most agents have no use for it
+
+        return shared.provider(settings.tpm, on_notice or (lambda _: None))
     provider: TokenProvider
     if settings.command is not None:
         provider = CommandProvider(
@@ -53,7 +63,9 @@ def provider_for(
     elif settings.hmac_secret is not None:
         provider = HmacProvider.from_backend(backend)
     else:
-        raise ConfigError([f"backend {backend.name!r}: attestation needs a command or a secret"])
+        raise ConfigError(
+            [f"backend {backend.name!r}: attestation needs a command, a secret or a TPM"]
+        )
     return HandshakeCache(provider, settings.cache_handshake_s, settings.handshake_max_age_s)
 
 

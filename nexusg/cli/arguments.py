@@ -38,6 +38,7 @@ examples:
   nexusg check --config config.yaml   is anything wrong with the configuration?
   nexusg route app.example.com:443    where would this connection go?
   nexusg --config config.yaml         run the agent
+  nexusg serve shop.wsgi:app          run it with a WSGI application, without a port
 """
 
 
@@ -120,6 +121,20 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def _serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "app",
+        metavar="MODULE:APP",
+        help="the WSGI application that gets all streams, also MODULE:FACTORY()",
+    )
+    parser.add_argument(
+        "--cert", metavar="FILE", help="the PEM certificate to end the TLS of users with"
+    )
+    parser.add_argument(
+        "--key", metavar="FILE", help="its PEM key, if that is not in the same file"
+    )
+
+
 def _route(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "address",
@@ -130,9 +145,24 @@ def _route(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", metavar="NAME", help="ask this backend only")
 
 
+def _tpm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("info", "enroll"),
+        help="show its names, certificate and enrollment; or enroll it with the authorizer",
+    )
+    parser.add_argument("--backend", metavar="NAME", help="the one whose attestation.tpm is meant")
+    text = "info about this TPM, as in device:/dev/tpmrm0, without a configuration"
+    parser.add_argument("--tcti", metavar="TCTI", help=text)
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="end after the requests")
-    parser.add_argument(
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--tpm", action="store_true", help="an agent that proves itself with a (software) TPM"
+    )
+    kind.add_argument(
         "--keep",
         action="store_true",
         help=f"keep certificates, secret and configuration in {CERTIFICATE_FOLDER}",
@@ -172,8 +202,10 @@ def _relay(parser: argparse.ArgumentParser) -> None:
 
 _OPTIONS: dict[str, tuple[AddOptions, ...]] = {
     "run": (_config, _logging),
+    "serve": (_serve, _config, _logging),
     "check": (_config, _json),
     "route": (_route, _config, _json),
+    "tpm": (_tpm, _config, _json),
     "demo": (_demo, _logging),
     "relay": (_relay, _logging),
     "version": (_json,),

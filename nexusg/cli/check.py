@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nexusg.config.loader import load
 from nexusg.errors import ConfigError
 
+from .destinations import line
 from .exits import Exit
 
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
-    from nexusg.config.model import Backend, Config
+    from nexusg.config.model import Attestation, Backend, Config, Destination, PortMapping
 
 
 def execute(given: argparse.Namespace) -> int:
@@ -45,15 +48,29 @@ def summary(backend: Backend) -> dict[str, Any]:
         "hostnames": list(backend.hostnames),
         "tcp_ports": list(backend.tcp_ports),
         "udp_ports": [route.port for route in backend.udp_routes],
-        "attestation": "command" if backend.attestation.command else "hmac",
+        "attestation": _source(backend.attestation),
+        "authorizer": backend.attestation.tpm.authorizer_url,
         "targets": {
-            str(port): {
-                **dict(mapping.hosts),
-                **({"default": mapping.default} if mapping.default else {}),
-            }
+            str(port): {pattern: to.name for pattern, to in _destinations(mapping)}
+            for port, mapping in backend.port_mappings.items()
+        },
+        "destinations": {
+            str(port): {pattern: asdict(to) for pattern, to in _destinations(mapping)}
             for port, mapping in backend.port_mappings.items()
         },
     }
+
+
+def _source(attestation: Attestation) -> str:
+    if attestation.tpm:
+        return "tpm"
+    return "command" if attestation.command else "hmac"
+
+
+def _destinations(mapping: PortMapping) -> Iterator[tuple[str, Destination]]:
+    yield from mapping.hosts.items()
+    if mapping.default:
+        yield "default", mapping.default
 
 
 def _without_query(address: str) -> str:
@@ -70,8 +87,10 @@ def _text(path: str, config: Config, warnings: int) -> str:
         lines += ["", f"backend {about['name']}, {about['attestation']} tokens"]
         lines += [f"  relay   {relay}" for relay in about["relays"]]
         lines += [f"  claims  {claim}" for claim in _claims(about)]
-        for port, targets in about["targets"].items():
-            lines += [f"  port {port}  {name} -> {target}" for name, target in targets.items()]
+        if about["authorizer"]:
+            lines.append(f"  tpm     {about['authorizer']}")
+        for port, mapping in backend.port_mappings.items():
+            lines += [f"  port {port}  {name} -> {line(to)}" for name, to in _destinations(mapping)]
     return "\n".join(lines)
 
 

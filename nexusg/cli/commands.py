@@ -23,8 +23,10 @@ DEFAULT = "run"
 
 COMMANDS = {
     "run": Command("run the agent; this is what happens without a command", patched=True),
+    "serve": Command("run the agent with a WSGI application in this process", patched=True),
     "check": Command("say what is wrong with a configuration", patched=False),
     "route": Command("say where a connection would go, and why", patched=False),
+    "tpm": Command("show the device that this TPM makes, or enroll it", patched=True),
     "demo": Command("show a tunnel at work, on this machine alone", patched=True),
     "relay": Command("run a relay for development and tests", patched=True),
     "version": Command("show the versions that a report should name", patched=False),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from nexusg.observe.stdout import MasterLog
 
+    from .board import Board
     from .exits import Exit
     from .workers import Slot, Workers
 
@@ -49,7 +50,8 @@ class Master:
     """Keeps ``workers`` running until they are stopped or have given up.
 
     ``grace_s`` is what streams get at a stop. It is for the main thread of a process without a hub.
-    ``clock`` is for tests.
+    ``clock`` is for tests. With a ``board`` the service manager is told how all of it is, and a
+    worker that hangs is killed.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class Master:
         grace_s: float,
         log: MasterLog,
         clock: Callable[[], float] = time.monotonic,
+        board: Board | None = None,
     ) -> None:
         self._workers = workers
         self._grace_s = grace_s
         self._log = log
         self._clock = clock
+        self._board = board or None  # it is false when nobody wants to know
         self._pipes: dict[int, int] = {}  # by number of the worker: where it gets its orders
 
     def run(self) -> Exit | Worker:
@@ -80,11 +84,14 @@ class Master:
                     self._hear(number)
                 self._reap()
                 self._kill_overdue()
+                self._report()
                 self._log.writer.flush()
         return self._workers.exit_code
 
     def _pause_s(self) -> float:
         pause_s = max(self._workers.wake_at - self._clock(), 0.0)
+        if self._board is not None:
+            pause_s = min(pause_s, self._board.every_s)
         return min(pause_s, LOOK_AGAIN_S) if self._log.writer.waiting else pause_s
 
     def _start(self, slot: Slot) -> Worker | None:
@@ -110,6 +117,7 @@ class Master:
             os.set_blocking(pipe, False)
             self._pipes[slot.number] = pipe
             self._workers.started(slot, pid, now)
+            self._expect(slot)
             self._log.line("info", "worker.started", worker=slot.number, pid=pid)
         return None
 
@@ -154,6 +162,7 @@ class Master:
         level = "error" if code else "info" if workers.stopping else "warning"
         self._log.line(level, "worker.exited", **fields)
         workers.exited(slot, code, now)
+        self._expect(slot)
         if workers.unusable and not workers.stopping:
             self._stop(Order.STOP)
         elif slot.gave_up:
@@ -167,6 +176,21 @@ class Master:
         for slot in self._workers.overdue(self._clock()):
             self._log.line("error", "worker.killed", worker=slot.number, pid=slot.pid)
             os.kill(slot.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+
+    def _expect(self, slot: Slot) -> None:
+        if self._board is not None:
+            self._board.expect(slot.number)
+
+    def _report(self) -> None:
+        """Tell the service manager, and end who hangs: the manager would end all of them."""
+        if self._board is None:
+            return
+        workers = self._workers
+        for slot in workers.running:
+            if not workers.stopping and self._board.silent(slot.number):
+                self._log.line("error", "worker.silent", worker=slot.number, pid=slot.pid)
+                os.kill(slot.pid, signal.SIGKILL)
+        self._board.tell(len(workers.running), stopping=workers.stopping)
 
 
 class Wakeups:

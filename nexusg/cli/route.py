@@ -17,6 +17,7 @@ from nexusg.config.loader import load
 from nexusg.errors import ConfigError
 from nexusg.targets.router import Router
 
+from .destinations import line, remarks
 from .exits import Exit
 
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from nexusg.config.model import Backend, Config, PortMapping
+    from nexusg.config.model import Backend, Config, Destination, PortMapping
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Answer:
     rule: str  #: exact, wildcard or default
     pattern: str
     also: tuple[str, ...]  #: what else fits, but less well
+    remarks: tuple[str, ...] = ()  #: on the destination
+    destination: Destination | None = None
 
 
 def execute(given: argparse.Namespace) -> int:
@@ -69,9 +72,17 @@ def ask(backend: Backend, host: str, port: int) -> Answer:
     route = Router(backend.port_mappings).resolve(port, name)
     if route is None:
         return Answer(backend.name, claim, "", "", "", ())
-    fitting = _fitting(backend.port_mappings[port], name)
-    also = tuple(f"{pattern} -> {to}" for pattern, to in fitting if pattern != route.pattern)
-    return Answer(backend.name, claim, route.target, route.rule, route.pattern, also)
+    to, fitting = route.destination, _fitting(backend.port_mappings[port], name)
+    return Answer(
+        backend=backend.name,
+        claim=claim,
+        target=to.name,
+        rule=route.rule,
+        pattern=route.pattern,
+        also=tuple(f"{key} -> {line(other)}" for key, other in fitting if key != route.pattern),
+        remarks=tuple(remarks(to)),
+        destination=to,
+    )
 
 
 def winner(answers: list[Answer]) -> Answer | None:
@@ -124,7 +135,7 @@ def _keys(backend: Backend, port: int) -> list[str]:
     return keys
 
 
-def _fitting(mapping: PortMapping, host: str) -> Iterator[tuple[str, str]]:
+def _fitting(mapping: PortMapping, host: str) -> Iterator[tuple[str, Destination]]:
     """Every target of a port that would do, with its pattern."""
     for pattern in _patterns(host):
         if pattern in mapping.hosts:
@@ -146,6 +157,7 @@ def _text(address: str, best: Answer | None, others: list[Answer]) -> Iterator[s
         yield f"  backend  {best.backend}"
         yield f"  rule     {best.rule}" + (f" {best.pattern}" if best.rule != "default" else "")
         yield f"  claim    {best.claim or 'none: the relay may send it to somebody else'}"
+        yield from (f"  with     {remark}" for remark in best.remarks)
         yield from (f"  passed   {also}" for also in best.also)
     for answer in others:
         end = f"{answer.target} by {answer.pattern}" if answer.target else "no target"

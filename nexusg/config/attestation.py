@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING
 
 from . import checks
 from .secret import Secret
-from .setting import Finding, Kind, ListOf, MapOf, Setting, Settings, listed, setting
+from .setting import (
+    Finding,
+    Kind,
+    ListOf,
+    MapOf,
+    Setting,
+    Settings,
+    block,
+    listed,
+    setting,
+    settings_of,
+)
+from .tpm import Tpm
 
 
 if TYPE_CHECKING:
@@ -19,7 +31,9 @@ if TYPE_CHECKING:
 
 MIN_SECRET_BYTES = 32  # RFC 7518 3.2: a key for HS256 is at least as long as the hash
 
-TOKEN_SOURCES = ("command", "hmacSecret", "hmacSecretFile")
+TOKEN_SOURCES = ("command", "hmacSecret", "hmacSecretFile", "tpm")
+
+_USED_WITH_TPM = (*TOKEN_SOURCES, "timeoutSeconds", "cacheHandshakeSeconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +63,7 @@ class Attestation(Settings):
         "timeoutSeconds",
         Kind.NUMBER,
         15.0,
-        "How long the command may take; then it is killed. 0: the default.",
+        "How long a token may take. A command is then killed. 0: the default.",
         unit="s",
         check=checks.duration,
     )
@@ -142,6 +156,10 @@ class Attestation(Settings):
         example="[25, 465]",
     )
 
+    tpm: Tpm = block(
+        "tpm", Tpm, "The TPM of this machine instead of a command or secret.", usual=False
+    )
+
     def __post_init__(self) -> None:
         command, secret = (self.command or "").strip() or None, self.hmac_secret
         if isinstance(secret, str):
@@ -159,8 +177,11 @@ class Attestation(Settings):
 
     def findings(self) -> Iterator[Finding]:
         """A source of tokens is needed, and only one is used (9.1)."""
+        if self.tpm:
+            yield from self._tpm_findings()
+            return
         if self.command is None and self.hmac_secret is None:
-            text = "a command, an hmacSecret or an hmacSecretFile is required"
+            text = "a command, an hmacSecret, an hmacSecretFile or a tpm block is required"
             yield Finding((), text, involves=TOKEN_SOURCES)
         elif self.command is not None and self.hmac_secret is not None:
             text = "is not used, because there is a command"
@@ -174,3 +195,18 @@ class Attestation(Settings):
             text = "is not used, because outboundAllowed is false"
             involves = ("allowedOutboundPorts", "outboundAllowed")
             yield Finding(("allowedOutboundPorts",), text, fatal=False, involves=involves)
+
+    def _tpm_findings(self) -> Iterator[Finding]:
+        """A device has one identity, and what its tokens claim is the authorizer's choice."""
+        for value, other in ((self.command, "a command"), (self.hmac_secret, "a secret")):
+            if value is not None:
+                text = f"cannot stand beside {other}: a device must not fall back on another proof"
+                yield Finding(("tpm",), text)
+        for one in settings_of(Attestation):
+            used = one.key in _USED_WITH_TPM or not one.field
+            if not used and getattr(self, one.field) != one.default:
+                why = "the authorizer decides what its tokens say"
+                if one.key in ("args", "env"):
+                    why = "there is no command"
+                text = f"is not used with tpm: {why}"
+                yield Finding((one.key,), text, fatal=False, involves=(one.key, "tpm"))

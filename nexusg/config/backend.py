@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from . import checks
 from .attestation import Attestation
 from .hostnames import normalize_pattern
+from .mapping import PortMapping
 from .setting import (
     REQUIRED,
     Block,
@@ -34,8 +35,11 @@ from .socks5 import Socks5Auth
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .destination import Destination
+
 
 _SOCKS5 = "socks5ListenAddr"
+_TPM = "attestation.tpm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,41 +64,6 @@ class UdpRoute(Settings):
         check=checks.duration,
         example="30",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class PortMapping(Settings):
-    """Where the streams of one public port go (PROTOCOL.md section 10.6)."""
-
-    default: str | None = setting(
-        "default",
-        Kind.TEXT,
-        None,
-        'The target for names that are not under hosts: "host:port", unix:/path, unix:@name.',
-        check=checks.target,
-        example='"127.0.0.1:8080"',
-        usual=True,
-    )
-    hosts: Mapping[str, str] = setting(
-        "hosts",
-        MapOf(Kind.TEXT, Kind.TEXT, normalize_pattern, checks.pattern),
-        {},
-        'Targets by host name. "*.example.com" stands for exactly one label.',
-        check=checks.target,
-        example='{app.example.com: "127.0.0.1:8081", "*.example.com": "unix:/run/web.sock"}',
-    )
-
-    def __post_init__(self) -> None:
-        hosts: dict[str, str] = {}
-        for pattern, target in self.hosts.items():
-            hosts.setdefault(normalize_pattern(pattern), target)
-        self._set(default=self.default or None, hosts=MappingProxyType(hosts))
-
-    def findings(self) -> Iterator[Finding]:
-        """Some target is needed, and each needs a name."""
-        if self.default is None and not self.hosts:
-            text = "a default target or hosts with targets are required"
-            yield Finding((), text, involves=("default", "hosts"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +186,8 @@ class Backend(Settings):
         "hostnames",
         ListOf(Kind.TEXT),
         (),
-        "Claimed names. One of hostnames, tcpPorts and udpRoutes is required.",
+        "Claimed names. One of hostnames, tcpPorts and udpRoutes is required, unless a TPM's "
+        "authorizer decides.",
         check=checks.hostname,
         advice=checks.wildcard,
         example='[app.example.com, "*.example.com"]',
@@ -245,10 +215,11 @@ class Backend(Settings):
         "nexusAddresses",
         ListOf(Kind.TEXT),
         (),
-        "The relays. All of them are served at once.",
-        needed=True,
+        "The relays. All of them are served at once. Required, unless a TPM's authorizer names "
+        "them.",
         advice=checks.relay_address,
         example='["wss://relay.example.com/connect"]',
+        usual=True,
     )
     weight: int = setting(
         "weight", Kind.INTEGER, 1, "Share of the streams, if several agents serve the same names."
@@ -300,22 +271,14 @@ class Backend(Settings):
 
     def findings(self) -> Iterator[Finding]:
         """Something must be claimed, each UDP port once, and what is claimed should be mapped."""
-        claims = ("hostnames", "tcpPorts", "udpRoutes")
-        if not (self.hostnames or self.tcp_ports or self.udp_routes):
-            yield Finding(
-                (), "one of hostnames, tcpPorts and udpRoutes is required", involves=claims
-            )
+        if self.attestation.tpm:
+            yield from self._tpm_findings()
+        else:
+            yield from self._claim_findings()
         udp_ports = [route.port for route in self.udp_routes]
         for index, number in enumerate(udp_ports):
             if number in udp_ports[:index]:
                 yield Finding(("udpRoutes", index, "port"), f"port {number} is listed twice")
-        for key, kind, ports in (
-            ("tcpPorts", "tcp", self.tcp_ports),
-            ("udpRoutes", "udp", udp_ports),
-        ):
-            for number in ports:
-                if problem := _claimed(kind, number, self.port_mappings.get(number)):
-                    yield Finding((key,), problem, fatal=False, involves=(key, "portMappings"))
         for number in self.port_mappings:
             if checks.port(number):
                 text = "no stream has this port (1 to 65535)"
@@ -326,6 +289,35 @@ class Backend(Settings):
         if self.socks5_auth.username and not address:
             text = "is not used, because there is no socks5ListenAddr"
             yield Finding(("socks5Auth",), text, fatal=False, involves=("socks5Auth", _SOCKS5))
+
+    def _claim_findings(self) -> Iterator[Finding]:
+        if not (self.hostnames or self.tcp_ports or self.udp_routes):
+            text = "one of hostnames, tcpPorts and udpRoutes is required"
+            claims = ("hostnames", "tcpPorts", "udpRoutes")
+            yield Finding((), text, involves=(*claims, _TPM))
+        if not self.nexus_addresses:
+            needs = ("nexusAddresses", _TPM)
+            yield Finding(("nexusAddresses",), "is required", involves=needs)
+        udp_ports = [route.port for route in self.udp_routes]
+        for key, kind, ports in (
+            ("tcpPorts", "tcp", self.tcp_ports),
+            ("udpRoutes", "udp", udp_ports),
+        ):
+            for number in ports:
+                if problem := _claimed(kind, number, self.port_mappings.get(number)):
+                    involved = (key, "portMappings", _TPM)
+                    yield Finding((key,), problem, fatal=False, involves=involved)
+
+    def _tpm_findings(self) -> Iterator[Finding]:
+        """An authorizer knows the device, and asks for none of its wishes."""
+        for key, wish, what in (
+            ("tcpPorts", self.tcp_ports, "grants host names only"),
+            ("udpRoutes", self.udp_routes, "grants host names only"),
+            ("weight", self.weight != 1, "decides it"),
+        ):
+            if wish:
+                text = f"is not used with tpm: the authorizer {what}"
+                yield Finding((key,), text, fatal=False, involves=(key, "attestation"))
 
     @property
     def socks5_exposed(self) -> bool:
@@ -341,9 +333,12 @@ class Backend(Settings):
             )
             involves = (_SOCKS5, "socks5Auth", "socks5AllowOpen")
             yield Finding((_SOCKS5,), text, fatal=False, involves=involves)
-        attestation = self.attestation
-        if attestation.command is None and not attestation.outbound_allowed:
+        attestation, text = self.attestation, ""
+        if attestation.tpm:
+            text = "has no use with tpm: the authorizer allows no outbound connections"
+        elif attestation.command is None and not attestation.outbound_allowed:
             text = "needs attestation.outboundAllowed, or the relay will refuse its connections"
+        if text:
             yield Finding((_SOCKS5,), text, fatal=False, involves=(_SOCKS5, "attestation"))
 
 
@@ -352,10 +347,26 @@ def _claimed(kind: str, port: int, mapping: PortMapping | None) -> str | None:
     if mapping is None:
         return f"port {port} has no entry in portMappings: its streams are refused"
     key = f"{kind}:{port}"
-    target = mapping.hosts.get(key) or mapping.default
-    if target is None:
+    to = mapping.hosts.get(key) or mapping.default
+    if to is None:
         text = f"port {port} has neither a default nor the host {checks.quoted(key)} in"
         return f"{text} portMappings: its streams are refused"
-    if kind == "udp" and target.startswith(checks.UNIX):
-        return f"port {port} leads to a unix socket, which takes no UDP: its streams are refused"
+    if kind == "udp" and (problem := _unfit_for_udp(to)):
+        return f"port {port} leads to {problem}"
+    return None
+
+
+def _unfit_for_udp(to: Destination) -> str | None:
+    """UDP takes one ``host:port`` and nothing else. Of several it takes the first."""
+    first = next(iter(to.targets), "")
+    kinds = {"a unix socket": checks.UNIX, "tls://": checks.TLS, "an application": checks.WSGI}
+    for kind, prefix in kinds.items():
+        if first.startswith(prefix):
+            return f"{kind}, which takes no UDP: its streams are refused"
+    if len(to.targets) > 1:
+        return "several targets, of which UDP uses the first"
+    if to.proxy_protocol != "off":
+        return "a destination with proxyProtocol, which is not sent over UDP"
+    if to.tls_terminate:
+        return "a destination with tlsTerminate, which does nothing for UDP"
     return None

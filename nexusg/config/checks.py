@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 UNIX = "unix:"
+TLS = "tls://"
+WSGI = "wsgi:"
 
 AUTO = "auto"  #: of a count: as many as the machine has processors
 
@@ -26,6 +28,7 @@ MAX_WORKERS = 512  # a slip of the finger must not fill the process table
 
 _MAX_PORT = 65535
 _MAX_SECONDS = 1_000_000_000  # 31 years: "never" for a timer, and small enough for every clock
+_SHORTEST_PACE, _LONGEST_PACE = 0.05, 3600  # a typing mistake must not become a flood
 _MAX_UNIX_PATH = 107  # bytes of sun_path on Linux without its final zero
 _MAX_QUOTED = 60  # characters; the message names the line, where the rest can be read
 _PORT = re.compile(r"[0-9]{1,5}|[A-Za-z][A-Za-z0-9-]*")  # a service name is a port, too
@@ -53,6 +56,13 @@ def duration(value: float) -> str | None:
 def seconds(value: float) -> str | None:
     """Seconds, of which zero and less stand for the default."""
     return None if value <= _MAX_SECONDS else f"must be at most {_MAX_SECONDS} seconds"
+
+
+def pace(value: float) -> str | None:
+    """Seconds of something that is done again and again."""
+    if _SHORTEST_PACE <= value <= _LONGEST_PACE:
+        return None
+    return f"must be {_SHORTEST_PACE} to {_LONGEST_PACE} seconds"
 
 
 def at_least(least: int) -> Check:
@@ -115,21 +125,59 @@ def wildcard(value: str) -> str | None:
 
 
 def target(value: str) -> str | None:
-    """A local service: ``host:port``, ``[v6]:port``, ``unix:/path`` or ``unix:@abstract``."""
+    """A local service: ``host:port``, ``[v6]:port``, ``unix:/path``, ``unix:@abstract``,
+    ``tls://host:port`` or ``wsgi:module:attribute``."""
     if not value.strip():
         return 'is a blank target: write "host:port"'
     if value.startswith(UNIX):
         return _unix_path(value[len(UNIX) :])
-    if "/" in value:
-        return 'is no target: write "host:port" without a scheme or path'
+    if is_wsgi(value):
+        return _application(value[len(WSGI) :])
+    if is_tls(value):
+        address = value[len(TLS) :]
+        return _address(address, TLS) if "/" not in address else _no_url(value)
+    return _no_url(value) if "/" in value else _address(value)
+
+
+def is_tls(value: str) -> bool:
+    """Whether a target is a service that speaks TLS."""
+    return value.startswith(TLS)
+
+
+def is_wsgi(value: str) -> bool:
+    """Whether a target is an application in this process."""
+    return value.startswith(WSGI)
+
+
+def _address(value: str, scheme: str = "") -> str | None:
+    """``host:port``; ``scheme`` stands before it."""
     host, colon, service = value.rpartition(":")
     if not colon or value.endswith("]"):
-        return f"{quoted(value)} has no port: write {quoted(value + ':80')}"
+        example = f"{scheme}{value}:{443 if scheme else 80}"
+        return f"{quoted(scheme + value)} has no port: write {quoted(example)}"
+    shown = quoted(scheme + value)
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        return f'{quoted(value)} has too many colons: write an IPv6 address as "[::1]:80"'
+        return f'{shown} has too many colons: write an IPv6 address as "{scheme}[::1]:80"'
     if not _PORT.fullmatch(service):
-        return f'{quoted(value)} has no valid port: write "host:port"'
+        return f'{shown} has no valid port: write "{scheme}host:port"'
     return port(int(service)) if service.isdigit() else None
+
+
+def _no_url(value: str) -> str:
+    """What to write instead of a URL, whose parts may be secret."""
+    scheme, _, _ = value.partition("://")
+    if scheme.lower() in ("https", "wss", "tls"):
+        return 'is no target: write "tls://host:port", without a path'
+    return 'is no target: write "host:port" without a scheme or path'
+
+
+def _application(value: str) -> str | None:
+    """``module`` or ``module:attribute``, both of which may be dotted."""
+    module, colon, attribute = value.partition(":")
+    parts = [*module.split("."), *(attribute.split(".") if colon else ())]
+    if all(part.isidentifier() for part in parts):
+        return None
+    return 'names no application: write "wsgi:module:attribute", as in wsgi:myshop.wsgi:app'
 
 
 def _unix_path(path: str) -> str | None:
@@ -137,6 +185,46 @@ def _unix_path(path: str) -> str | None:
         return 'must be "unix:" and an absolute path, or "unix:@" and an abstract name'
     if len(path.encode(errors="replace")) > _MAX_UNIX_PATH:
         return f"is longer than the {_MAX_UNIX_PATH} bytes of a unix socket's name"
+    return None
+
+
+def url_path(value: str) -> str | None:
+    """The path of an HTTP request, with its query."""
+    if not value.startswith("/"):
+        return 'must begin with "/"'
+    return header(value)
+
+
+def header(value: str) -> str | None:
+    """A text that may stand in the head of an HTTP request."""
+    return None if re.fullmatch(r"[!-~]*", value) else "must be ASCII without spaces"
+
+
+def absolute_path(value: str) -> str | None:
+    """The path of a file or directory that does not depend on where the agent was started."""
+    return None if not value.strip() or value.strip().startswith("/") else 'must begin with "/"'
+
+
+def authorizer_url(value: str) -> str | None:
+    """The base URL of an authorizer, which is sent what nobody else may read."""
+    try:
+        url = urlsplit(value.strip())
+        scheme, host, number = url.scheme, url.hostname, url.port  # each may raise
+    except ValueError:
+        scheme, host, number = "", None, None
+    if not host or number == 0 or scheme not in ("https", "http"):
+        return 'is no address of an authorizer: write "https://host"'
+    if "@" in url.netloc or url.query or url.fragment:
+        return "must hold no user, password, query or fragment"
+    if scheme == "http" and not is_loopback(host):
+        return "must begin with https://, because tokens come from there"
+    return None
+
+
+def tcti(value: str) -> str | None:
+    """Advice on the way to a TPM."""
+    if value.strip() == "device:/dev/tpm0":
+        return "shuts out every other program: use device:/dev/tpmrm0"
     return None
 
 

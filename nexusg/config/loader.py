@@ -18,12 +18,14 @@ from . import nodes
 from .attestation import Attestation
 from .backend import Backend, RelayTls
 from .checks import quoted
+from .destination import Destination, TargetTls, TlsTerminate
 from .expand import is_expanded
 from .model import Config
 from .report import Report
 from .secret import Secret
 from .setting import settings_of
 from .socks5 import Socks5Auth
+from .tpm import Tpm
 from .walker import Walker
 
 
@@ -50,10 +52,16 @@ class Loaded:
     warnings: tuple[str, ...]
 
 
-def load(path: str | os.PathLike[str], environ: Mapping[str, str] = os.environ) -> Loaded:
+def load(
+    path: str | os.PathLike[str],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    mapped: bool = False,
+) -> Loaded:
     """Read a configuration file. ``environ`` is what ``${NAME}`` in it refers to.
 
-    Raises ConfigError with every problem of the file. Blocks for the disk.
+    ``mapped`` says that the program finds the targets, so that portMappings may be missing. Raises
+    ConfigError with every problem of the file. Blocks for the disk.
     """
     name = os.fspath(path)
     try:
@@ -64,27 +72,38 @@ def load(path: str | os.PathLike[str], environ: Mapping[str, str] = os.environ) 
         raise ConfigError([f"{name}:{line}:1: is not UTF-8 text"]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{name}: {_reason(error)}"]) from error
-    return _loads(text, name, environ, exposed=bool(mode & _READABLE_BY_OTHERS))
+    return _loads(text, name, environ, exposed=bool(mode & _READABLE_BY_OTHERS), mapped=mapped)
 
 
 def loads(
-    text: str, name: str = "configuration", environ: Mapping[str, str] = os.environ
+    text: str,
+    name: str = "configuration",
+    environ: Mapping[str, str] = os.environ,
+    *,
+    mapped: bool = False,
 ) -> Loaded:
-    """Read a configuration from YAML text. ``name`` stands for the file's in messages.
+    """The same from YAML text. ``name`` stands for the file's in messages.
 
     Raises ConfigError with every problem of the text. Blocks for the disk if it names a secret
     file.
     """
-    return _loads(text, name, environ, exposed=False)
+    return _loads(text, name, environ, exposed=False, mapped=mapped)
 
 
-def _loads(text: str, name: str, environ: Mapping[str, str], *, exposed: bool) -> Loaded:
+def _loads(
+    text: str, name: str, environ: Mapping[str, str], *, exposed: bool, mapped: bool
+) -> Loaded:
     report = Report(name)
+    unneeded = frozenset({"portMappings"} if mapped else ())
     folds: dict[Any, Fold] = {
         Attestation: partial(_secret, "hmacSecret", exposed),
         Backend: _hostname,
+        Destination: _target,
         RelayTls: _tls_files,
         Socks5Auth: partial(_secret, "password", exposed),
+        TargetTls: _tls_files,
+        TlsTerminate: _tls_files,
+        Tpm: _tpm,
     }
     config = None
     try:
@@ -92,7 +111,7 @@ def _loads(text: str, name: str, environ: Mapping[str, str], *, exposed: bool) -
         if root is None or nodes.is_null(root):
             report.add(nodes.Mark(1, 1), (), "the file is empty: backends are required")
         else:
-            config = Walker(report, environ, folds).block(Config, root, ())
+            config = Walker(report, environ, folds, unneeded).block(Config, root, ())
     except nodes.Broken as error:
         report.add(error.mark, (), str(error))
     if len(report) or not isinstance(config, Config):
@@ -165,6 +184,27 @@ def _hostname(
         owner = next(setting for setting in settings_of(Backend) if setting.key == "hostnames")
         walker.judge(owner, single, (*path, "hostname"))
         values["hostnames"] = (single,)
+
+
+def _target(walker: Walker, values: dict[str, Any], nodes_: Mapping[str, Node], path: Path) -> None:
+    """target is the short form of targets, and nobody means both."""
+    single, targets = values.pop("target", None), values.get("targets", ())
+    if "target" in nodes_ and "targets" in nodes_:
+        walker.say((*path, "target"), "stands beside targets: write one of the two")
+    elif single is not None:
+        values["targets"] = (single,)
+    for index, target in enumerate(targets):
+        if target in targets[:index]:
+            text = "is listed twice and counts once"
+            walker.say((*path, "targets", index), text, fatal=False)
+
+
+def _tpm(walker: Walker, values: dict[str, Any], nodes_: Mapping[str, Node], path: Path) -> None:
+    """A block that says nothing but defaults is meant to be used, too."""
+    _tls_files(walker, values, nodes_, path)
+    here, url = (*path, "authorizerUrl"), nodes_.get("authorizerUrl")
+    if nodes_ and (url is None or nodes.is_null(url)) and not walker.is_misspelt(here):
+        walker.say(here, "is required")
 
 
 def _tls_files(

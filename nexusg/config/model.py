@@ -1,5 +1,5 @@
-"""The configuration as frozen data: the agent as a whole. What belongs to a backend is in
-``backend``, and can be imported from here, too.
+"""The configuration as frozen data: the agent as a whole. The blocks of a backend have
+files of their own, and can be imported from here, too.
 
 Every setting is declared once, on its field. Values take their one form when an object is made
 (names normalised, duplicates merged, "zero means the default" applied), whether the loader makes
@@ -20,12 +20,14 @@ from .backend import (
     Backend,
     FlowControl,
     HealthChecks,
-    PortMapping,
     RelayTls,
     UdpRoute,
 )
+from .destination import Destination, TargetHealth, TargetTls, TlsTerminate
+from .mapping import PortMapping
 from .setting import Block, Finding, Kind, ListOf, Settings, block, listed, setting
 from .socks5 import Socks5Auth
+from .tpm import Tpm
 
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = [
     "Attestation",
     "Backend",
     "Config",
+    "Destination",
     "FlowControl",
     "HealthChecks",
     "Limits",
@@ -45,6 +48,10 @@ __all__ = [
     "RelayTls",
     "Shutdown",
     "Socks5Auth",
+    "TargetHealth",
+    "TargetTls",
+    "TlsTerminate",
+    "Tpm",
     "UdpRoute",
 ]
 
@@ -207,9 +214,16 @@ class Config(Settings):
         self._set(backends=listed(self.backends))
 
     def findings(self) -> Iterator[Finding]:
-        """Names are what tells backends apart in logs and metrics."""
+        """Names are what tells backends apart in logs and metrics; a TPM is one device."""
         names = Counter(backend.name for backend in self.backends)
         for index, backend in enumerate(self.backends):
             if names[backend.name] > 1:
                 text = "another backend has the same name: logs will not tell them apart"
                 yield Finding(("backends", index, "name"), text, fatal=False)
+        tpms = [backend.attestation.tpm for backend in self.backends]
+        for index, tpm in enumerate(tpms):
+            for other in filter(None, tpms[:index]):
+                if tpm and (clash := tpm.clash(other)):
+                    place = ("backends", index, "attestation", "tpm", *clash.path)
+                    yield Finding(place, clash.text, fatal=clash.fatal)
+                    break

@@ -17,8 +17,8 @@ from .checks import AUTO
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may lack libyaml
 
-# The deepest path of a real file (a target under hosts) has six levels. CSafeLoader composes
-# recursively in C and ends the process somewhere between 20 000 and 100 000 levels.
+# The deepest path of a real file (the TLS of a target under hosts) has eight levels. CSafeLoader
+# composes recursively in C and ends the process somewhere between 20 000 and 100 000 levels.
 MAX_DEPTH = 50
 # What an alias stands for counts each time: this ends "billion laughs". A 1 MiB file has about
 # 70 000 nodes if it holds nothing but host names and targets.

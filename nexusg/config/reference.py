@@ -11,7 +11,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from .model import Config
-from .setting import REQUIRED, Block, Kind, ListOf, MapOf, settings_of
+from .setting import REQUIRED, Block, Kind, ListOf, MapOf, TextOr, settings_of
 
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WIDTH = 100
 MIB = 1024 * 1024
 
+_MARGIN = 16  # what the deepest comments are indented by
 _KEY = "443"  # of the example of a map with blocks, which are the port mappings
 
 _INTRODUCTION = """\
@@ -37,7 +38,8 @@ ${{NAME}} and ${{NAME:-default}} stand for environment variables in {expanding}.
 
 def reference_yaml() -> str:
     """The text of conf/reference.yaml."""
-    expanding = ", ".join(s.key for _, s in _all_settings(Config, "") if s.expand)
+    keys = [setting.key for _, setting in _all_settings(Config, "") if setting.expand]
+    expanding = ", ".join(dict.fromkeys(keys))
     introduction = _INTRODUCTION.format(expanding=expanding).splitlines()
     lines = [line for text in introduction for line in textwrap.wrap(text, WIDTH - 2) or [""]]
     head = [f"# {line}".rstrip() for line in lines]
@@ -68,18 +70,21 @@ def _comment(setting: Setting) -> list[str]:
     facts = [_choices(setting), _with_unit(setting, ""), "required" if setting.needed else ""]
     notes = ", ".join(filter(None, facts))
     text = f"{setting.doc} ({notes})" if notes else setting.doc
-    return [f"# {line}" for line in textwrap.wrap(text, WIDTH - 10)]
+    return [f"# {line}" for line in textwrap.wrap(text, WIDTH - _MARGIN)]
 
 
 def _setting_lines(setting: Setting) -> list[str]:
     """``key: value``, as a comment if the setting is best left out."""
     kind = setting.kind
     if isinstance(kind, Block):
-        return [f"{setting.key}:", *_indented(_block_lines(kind.cls))]
-    if isinstance(kind, ListOf) and isinstance(kind.item, Block):
+        lines = [f"{setting.key}:", *_indented(_block_lines(kind.cls))]
+    elif isinstance(kind, ListOf) and isinstance(kind.item, Block):
         lines = [f"{setting.key}:", "  -", *_indented(_block_lines(kind.item.cls), 4)]
     elif isinstance(kind, MapOf) and isinstance(kind.value, Block):
         lines = [f"{setting.key}:", f"  {_KEY}:", *_indented(_block_lines(kind.value.cls), 4)]
+    elif isinstance(kind, MapOf) and isinstance(kind.value, TextOr):
+        keys = _indented(iter(setting.example.splitlines()))
+        lines = [f"{setting.key}:", *keys, *_indented(_block_lines(kind.value.cls), 4)]
     else:
         lines = [f"{setting.key}: {_default(setting) or setting.example}"]
     active = setting.needed or setting.usual or _default(setting)
@@ -114,9 +119,13 @@ def _with_unit(setting: Setting, text: str) -> str:
 
 def _kind(kind: AnyKind) -> str:
     """What a value is, in words."""
+    if isinstance(kind, TextOr):
+        return "text or block"
     if isinstance(kind, ListOf):
         return "list" if isinstance(kind.item, Block) else f"list of {kind.item.value}s"
     if isinstance(kind, MapOf):
+        if isinstance(kind.value, TextOr):
+            return "map of texts or blocks"
         return "map by port" if isinstance(kind.value, Block) else f"map of {kind.value.value}s"
     assert isinstance(kind, Kind)  # the table has no rows for plain blocks
     return kind.value
@@ -130,7 +139,7 @@ def _all_settings(cls: type[Settings], path: str) -> Iterator[tuple[str, Setting
             yield from _all_settings(kind.cls, f"{place}.")
         elif isinstance(kind, ListOf) and isinstance(kind.item, Block):
             yield from _all_settings(kind.item.cls, f"{place}[].")
-        elif isinstance(kind, MapOf) and isinstance(kind.value, Block):
+        elif isinstance(kind, MapOf) and isinstance(kind.value, Block | TextOr):
             yield from _all_settings(kind.value.cls, f"{place}.*.")
 
 

@@ -43,7 +43,7 @@ class MapOf(NamedTuple):
     ``key_check`` says what is wrong with one."""
 
     key: Kind  # TEXT or INTEGER
-    value: Kind | Block
+    value: Kind | Block | TextOr
     form: Callable[[str], str] | None = None
     key_check: Check | None = None
 
@@ -54,14 +54,21 @@ class Block(NamedTuple):
     cls: type[Settings]
 
 
-AnyKind = Kind | ListOf | MapOf | Block
+class TextOr(NamedTuple):
+    """A block, or a plain text in its place: the one item of the list ``short``."""
+
+    cls: type[Settings]
+    short: str
+
+
+AnyKind = Kind | ListOf | MapOf | Block | TextOr
 
 
 class Finding(NamedTuple):
     """What a rule over several settings has to say. ``path`` is relative to the rule's block.
 
-    A warning is not ``fatal``. ``involves`` are the keys the rule looked at: if one of them could
-    not be read, the finding says nothing new.
+    A warning is not ``fatal``. ``involves`` are the keys the rule looked at, dotted if they are in
+    an inner block: if one of them could not be read, the finding says nothing new.
     """
 
     path: tuple[str | int, ...]
@@ -161,9 +168,9 @@ def setting(
     return dataclasses.field(**options)
 
 
-def block(key: str, cls: type[Settings], doc: str) -> Any:
+def block(key: str, cls: type[Settings], doc: str, *, usual: bool = True) -> Any:
     """A field that holds another block, by default one with the defaults of all its settings."""
-    return setting(key, Block(cls), None, doc)
+    return setting(key, Block(cls), None, doc, usual=usual)
 
 
 _KNOWN: dict[type[Settings], tuple[Setting, ...]] = {}

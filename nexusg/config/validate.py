@@ -9,7 +9,7 @@ from nexusg.errors import ConfigError
 
 from .attestation import TOKEN_SOURCES
 from .checks import quoted
-from .setting import Block, Finding, ListOf, MapOf, Settings, settings_of
+from .setting import Block, Finding, ListOf, MapOf, Settings, TextOr, settings_of
 
 
 if TYPE_CHECKING:
@@ -76,8 +76,9 @@ def _block(instance: Settings, path: Path) -> Iterator[Finding]:
 
 
 def _value(setting: Setting, kind: AnyKind, value: Any, path: Path) -> Iterator[Finding]:
-    if isinstance(kind, Block):
-        yield from _block(value, path)
+    if isinstance(kind, Block | TextOr):
+        if value is not None:
+            yield from _block(value, path)
     elif isinstance(kind, ListOf):
         for index, item in enumerate(value):
             yield from _value(setting, kind.item, item, (*path, index))

@@ -17,7 +17,7 @@ from . import nodes
 from .expand import Unexpandable, expand
 from .model import Config
 from .secret import Secret
-from .setting import REQUIRED, Block, Kind, ListOf, MapOf, Settings, settings_of
+from .setting import REQUIRED, Block, Kind, ListOf, MapOf, Settings, TextOr, settings_of
 
 
 if TYPE_CHECKING:
@@ -54,14 +54,20 @@ class Walker:
     """
 
     def __init__(
-        self, report: Report, environ: Mapping[str, str], folds: Mapping[type[Settings], Fold]
+        self,
+        report: Report,
+        environ: Mapping[str, str],
+        folds: Mapping[type[Settings], Fold],
+        unneeded: frozenset[str] = frozenset(),
     ) -> None:
+        """``unneeded`` are keys that may be absent, because the program knows better."""
         self._environ = environ
         self._report = report
         self._folds = folds
+        self._unneeded = unneeded
         self._marks: dict[Path, Mark] = {(): nodes.Mark(1, 1)}
         self._failed: set[Path] = set()  # every path with a problem, and all above it
-        self._guessed: set[Path] = set()  # what is absent only because its key is misspelt
+        self._guessed: set[Path] = set()  # whose absence means nothing, as when it is misspelt
         self._visited = 0
 
     def say(self, path: Path, text: str, *, mark: Mark | None = None, fatal: bool = True) -> None:
@@ -75,6 +81,10 @@ class Walker:
             text,
             fatal=fatal,
         )
+
+    def is_misspelt(self, path: Path) -> bool:
+        """True if something is absent only because its key is misspelt."""
+        return path in self._guessed
 
     def judge(self, setting: Setting, value: object, path: Path) -> None:
         """Say what the declaration of a setting has against a single value."""
@@ -93,6 +103,7 @@ class Walker:
             self._name_backend(path[1], entries["name"][1])
         for key in [key for key in entries if key not in known]:
             self._unknown_key(key, entries.pop(key), known, path)
+        self._guessed.update((*path, key) for key in self._unneeded)
         values = {}
         for setting in settings_of(cls):
             here = (*path, setting.key)
@@ -102,7 +113,7 @@ class Walker:
             value = self._value(setting, setting.kind, inner, here)
             if setting.missing(value) and here not in self._failed:
                 self.say(here, "is required" if value is None else "must not be empty")
-            if value is not None and here not in self._failed:
+            if value is not None and (here not in self._failed or isinstance(value, Settings)):
                 values[setting.key] = value
         if cls in self._folds:
             self._folds[cls](self, values, {key: pair[1] for key, pair in entries.items()}, path)
@@ -117,7 +128,8 @@ class Walker:
                 arguments[setting.field] = _STAND_INS[setting.kind]
         instance = cls(**arguments)
         for finding in instance.findings():
-            involved = {(*path, key) for key in finding.involves or finding.path[:1]}
+            keys = finding.involves or finding.path[:1]
+            involved = {(*path, *str(key).split(".")) for key in keys}
             if involved.isdisjoint(self._failed) and involved.isdisjoint(self._guessed):
                 self.say(path + finding.path, finding.text, fatal=finding.fatal)
         return instance
@@ -130,6 +142,8 @@ class Walker:
             return self.block(kind.cls, node, path)
         if node is None or (nodes.is_null(node) and path[-1] == setting.key):
             return None
+        if isinstance(kind, TextOr):
+            return self._text_or(setting, kind, node, path)
         if isinstance(kind, ListOf):
             return self._list(setting, kind, node, path)
         if isinstance(kind, MapOf):
@@ -146,6 +160,18 @@ class Walker:
             return None
         self.judge(setting, value, path)
         return Secret(value) if kind is Kind.SECRET else value
+
+    def _text_or(self, setting: Setting, kind: TextOr, node: Node, path: Path) -> Settings | None:
+        if isinstance(node, yaml.MappingNode):
+            return self.block(kind.cls, node, path)
+        if isinstance(node, yaml.SequenceNode):
+            self.say(path, f"must be a single value or a map, not {nodes.kind_of(node)}")
+            return None
+        short = next(one for one in settings_of(kind.cls) if one.key == kind.short)
+        if not node.value and path[-1] == setting.key:
+            return None
+        values = {kind.short: (self._single(short, Kind.TEXT, node, path),)}
+        return None if path in self._failed else self._made(kind.cls, values, path)
 
     def _list(self, setting: Setting, kind: ListOf, node: Node, path: Path) -> tuple[Any, ...]:
         if not isinstance(node, yaml.SequenceNode):
@@ -275,11 +301,16 @@ def _may_show(key: str, guess: str | None) -> bool:
 
 
 def _home(key: str) -> str:
-    """The block that has this key, if there is one."""
-    for path, settings in _blocks(Config, ""):
-        if any(setting.key == key for setting in settings):
-            return f"; it belongs {f'in {path}' if path else 'at the top of the file'}"
-    return ""
+    """The block that has this key, if there is one: of several that which is easiest to find."""
+    found = [
+        path
+        for path, settings in _blocks(Config, "")
+        if any(setting.key == key for setting in settings)
+    ]
+    if not found:
+        return ""
+    path = min(found, key=lambda path: path.count("."))
+    return f"; it belongs {f'in {path}' if path else 'at the top of the file'}"
 
 
 def _blocks(cls: type[Settings], path: str) -> Iterator[tuple[str, tuple[Setting, ...]]]:
@@ -294,5 +325,5 @@ def _blocks(cls: type[Settings], path: str) -> Iterator[tuple[str, tuple[Setting
             if isinstance(kind, MapOf)
             else kind
         )
-        if isinstance(inner, Block):
+        if isinstance(inner, Block | TextOr):
             yield from _blocks(inner.cls, f"{path}.{setting.key}" if path else setting.key)

@@ -6,9 +6,12 @@ Both ends are socket-like and targets alike. They work in a process that gevent 
 from __future__ import annotations
 
 import errno
+import io
 import os
+from typing import Any
 
 from gevent.event import Event
+from gevent.lock import Semaphore
 from gevent.socket import SHUT_RD, SHUT_RDWR, SHUT_WR
 
 
@@ -25,19 +28,20 @@ def memory_pair(limit_bytes: int = LIMIT_BYTES) -> tuple[MemorySocket, MemorySoc
 
 
 class MemorySocket:
-    """One end of `memory_pair`. One greenlet may read it while another one writes.
+    """One end of `memory_pair`. One greenlet may read it while others write by ``sendall``.
 
     As with sockets, ``settimeout`` rules ``recv``, ``recv_into``, ``send`` and ``sendall``: None
     waits for ever, 0 never. Flags are not supported, and there is no file descriptor.
     """
 
-    __slots__ = ("_inbound", "_outbound", "_timeout_s", "name")
+    __slots__ = ("_inbound", "_outbound", "_timeout_s", "_turn", "name")
 
     def __init__(self, outbound: _Pipe, inbound: _Pipe) -> None:
         self.name = "memory"
         self._outbound = outbound
         self._inbound = inbound
         self._timeout_s: float | None = None
+        self._turn: Semaphore | None = None  # of those in `sendall`
 
     def __repr__(self) -> str:
         return f"<MemorySocket {self.name}>"
@@ -93,10 +97,21 @@ class MemorySocket:
         return len(data)
 
     def sendall(self, data: memoryview | bytes) -> None:
-        """Send everything. Blocks. Raises OSError."""
+        """Send everything, and nothing of another greenlet's in between. Blocks. Raises OSError."""
+        if self._turn is None:
+            self._turn = Semaphore()
         view = memoryview(data)
-        while len(view):
-            view = view[self.send(view) :]
+        with self._turn:
+            while len(view):
+                view = view[self.send(view) :]
+
+    def makefile(self, mode: str = "rb", buffering: int = -1) -> io.BufferedReader:
+        """A file to read from, buffered. The end stays open when it is closed."""
+        if mode != "rb" or not buffering:
+            raise ValueError("only a buffered file to read bytes from can be made")
+        return io.BufferedReader(
+            _Reader(self), io.DEFAULT_BUFFER_SIZE if buffering < 0 else buffering
+        )
 
     def shutdown(self, how: int) -> None:
         """End one direction or both."""
@@ -125,11 +140,29 @@ class MemorySocket:
         """Return ``memory``."""
         return "memory"
 
+    @property
+    def ended(self) -> bool:
+        """Whether the other end sends no more, be it that something is left to be read."""
+        return self._inbound.ended
+
     def _wait(self, event: Event) -> None:
         if self._timeout_s == 0:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if not event.wait(self._timeout_s):
             raise TimeoutError("timed out")
+
+
+class _Reader(io.RawIOBase):
+    """What a buffered file reads from."""
+
+    def __init__(self, sock: MemorySocket) -> None:
+        self._sock = sock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._sock.recv_into(buffer)
 
 
 class _Pipe:
@@ -138,12 +171,12 @@ class _Pipe:
     ``readable`` and ``writable`` are set when `take` and `put` have an answer, be it an error.
     """
 
-    __slots__ = ("_data", "_ended", "_limit", "_reader", "_writer", "readable", "writable")
+    __slots__ = ("_data", "_limit", "_reader", "_writer", "ended", "readable", "writable")
 
     def __init__(self, limit_bytes: int) -> None:
         self._data = bytearray()
         self._limit = limit_bytes
-        self._ended = False  # nothing more will be put
+        self.ended = False  # nothing more will be put
         self._reader = self._writer = True  # that end is open
         self.readable = Event()
         self.writable = Event()
@@ -153,7 +186,7 @@ class _Pipe:
         """Take what there is room for."""
         if not self._writer:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        if self._ended or not self._reader:
+        if self.ended or not self._reader:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         part = memoryview(data)[: self._limit - len(self._data)]
         self._data += part
@@ -165,7 +198,7 @@ class _Pipe:
         if not self._reader:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if not self._data:
-            return b"" if self._ended else None
+            return b"" if self.ended else None
         part = bytes(self._data[:limit])
         del self._data[:limit]
         self._tell()
@@ -173,7 +206,7 @@ class _Pipe:
 
     def end(self) -> None:
         """Nothing more will be put."""
-        self._ended = True
+        self.ended = True
         self._tell()
 
     def close_writer(self) -> None:
@@ -188,7 +221,7 @@ class _Pipe:
         self._tell()
 
     def _tell(self) -> None:
-        over = self._ended or not self._reader
+        over = self.ended or not self._reader
         for event, ready in (
             (self.readable, over or self._data),
             (self.writable, over or len(self._data) < self._limit),

@@ -1,6 +1,6 @@
 """Which target serves a stream: the public port decides first, then the host name.
 
-It knows targets as the texts of the configuration only, and opens nothing.
+It knows destinations as the configuration has them, and opens nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from nexusg.config.hostnames import WILDCARD, normalize
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nexusg.config.model import PortMapping
+    from nexusg.config.model import Destination, PortMapping
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a stream goes, and which line of the port's mapping says so."""
 
-    target: str
+    destination: Destination
     rule: Literal["exact", "wildcard", "default"]
     pattern: str  #: the key in the mapping: a host name, ``*.`` and a name, or ``default``
 
@@ -51,12 +51,12 @@ class _Hosts:
     def __init__(self, mapping: PortMapping) -> None:
         self._exact: dict[str, Route] = {}
         self._wildcards: dict[str, Route] = {}  # by what follows the "*."
-        for pattern, target in mapping.hosts.items():
+        for pattern, destination in mapping.hosts.items():
             if pattern.startswith(WILDCARD):
                 rest = pattern[len(WILDCARD) :]
-                self._wildcards[rest] = Route(target, "wildcard", pattern)
+                self._wildcards[rest] = Route(destination, "wildcard", pattern)
             else:
-                self._exact[pattern] = Route(target, "exact", pattern)
+                self._exact[pattern] = Route(destination, "exact", pattern)
         default = mapping.default
         self._default = None if default is None else Route(default, "default", "default")
 

@@ -12,12 +12,13 @@ import sys
 import termios
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gevent import get_hub, sleep
-from gevent.hub import Waiter
+from gevent import sleep
 from gevent.monkey import get_original
 from gevent.socket import SHUT_WR
 from gevent.socket import socket as gevent_socket
 from gevent.ssl import SSLWantReadError, SSLWantWriteError
+
+from nexusg.transport.waiting import READ, WRITE, release, wait, watcher
 
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ RECORD_BYTES = 16 * 1024
 CROSSED_S = 0.01
 
 _NativeSocket: Any = get_original("socket", "socket")
-_READ, _WRITE = 1, 2  # the event masks of gevent's loop.io
+_GONE = "the connection to the target was closed"
 
 
 class Endpoint:
@@ -62,17 +63,15 @@ class Endpoint:
     def wait_readable(self) -> None:
         """Return when a read may have something. Blocks. Raises OSError."""
         if self._readable is None:
-            self._readable = _watcher(self._sock, _READ)
-        _wait(self._readable)
+            self._readable = watcher(self._sock, READ, _GONE)
+        wait(self._readable)
 
     def close(self) -> None:
         """Close, and wake up whoever waits in a method with an OSError; idempotent."""
         sock, self._sock = self._sock, _CLOSED
-        # The watchers go first: while one is active on the descriptor, gevent puts the close off to
-        # the next event of the loop, which may be seconds away, and the service waits for its end.
-        for watcher in (self._readable, self._writable):
-            if watcher is not None:
-                _release(watcher)
+        for used in (self._readable, self._writable):
+            if used is not None:
+                release(used, _GONE)
         self._readable = self._writable = None
         try:
             sock.close()
@@ -81,8 +80,8 @@ class Endpoint:
 
     def _wait_writable(self) -> None:
         if self._writable is None:
-            self._writable = _watcher(self._sock, _WRITE)
-        _wait(self._writable)
+            self._writable = watcher(self._sock, WRITE, _GONE)
+        wait(self._writable)
 
 
 class SocketTarget(Endpoint):
@@ -218,33 +217,8 @@ def _native(sock: Any) -> Any:
     return _NativeSocket(sock.family, sock.type, sock.proto, sock.detach())
 
 
-def _watcher(sock: Any, events: int) -> _IoWatcher:
-    number = sock.fileno()
-    if number < 0:  # somebody else has closed it
-        raise _closed()
-    return get_hub().loop.io(number, events)
-
-
-def _wait(watcher: _IoWatcher) -> None:
-    """Wait for ``watcher``, as ``hub.wait`` does, but so that `_release` can end it. Blocks."""
-    waiter: Waiter[Any] = Waiter()
-    watcher.start(waiter.switch, waiter)
-    try:
-        waiter.get()
-    finally:
-        watcher.stop()
-
-
-def _release(watcher: _IoWatcher) -> None:
-    """Close ``watcher`` now, and let whoever waits for it raise OSError soon."""
-    waiting = watcher.args  # type: ignore[attr-defined]  # missing in the stubs
-    watcher.close()
-    if waiting:
-        get_hub().loop.run_callback(waiting[0].throw, _closed())
-
-
 def _closed() -> OSError:
-    return OSError(errno.EBADF, "the connection to the target was closed")
+    return OSError(errno.EBADF, _GONE)
 
 
 class _Closed:

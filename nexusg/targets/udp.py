@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import socket
 
 from nexusg.errors import TargetError
-from nexusg.targets.dial import TIMEOUT_S, UNIX, split
+from nexusg.targets.dial import TIMEOUT_S, TLS, UNIX, split
 from nexusg.targets.sockets import Endpoint
 from nexusg.transport.connect import connect_udp
 from nexusg.transport.failure import ConnectError
@@ -115,7 +115,7 @@ def dial_udp(target: str, buffer: bytearray, timeout_s: float = TIMEOUT_S) -> Ud
     ``timeout_s`` is for that. Raises TargetError with code ``dns``, ``timeout``, ``unreachable`` or
     ``io``. Blocks.
     """
-    if target.startswith(UNIX):
+    if target.startswith((UNIX, TLS)):
         raise TargetError(f"target {target}: a UDP flow needs host:port", "io")
     host, port = split(target, "udp")
     try:

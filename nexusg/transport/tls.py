@@ -1,4 +1,4 @@
-"""TLS towards a peer whose certificate is always checked. It knows no WebSockets and no settings.
+"""TLS towards a peer whose certificate is checked. It knows no WebSockets and no settings.
 
 Trust is the system's, as OpenSSL finds it: SSL_CERT_FILE and SSL_CERT_DIR replace the default file
 and folder, as they do for Go programs, but the files of a folder need the names that ``openssl
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gevent import ssl
+from gevent import socket, ssl
 
 from nexusg.errors import DialFailed
 from nexusg.transport.address import ascii_host
@@ -22,8 +22,6 @@ from nexusg.transport.failure import words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from gevent import socket
 
 # OpenSSL's X509_V_ERR_* numbers, as in SSLCertVerificationError.verify_code.
 _OUT_OF_TIME = {9, 10}  # not yet valid, expired
@@ -37,40 +35,51 @@ class TlsOptions:
 
     ``ca_file``: PEM authorities to trust instead of the system's. ``cert_file`` and ``key_file``:
     PEM client certificate and its unencrypted key; without ``key_file`` both are in ``cert_file``.
-    ``server_name``: the name to ask for and to check, instead of the host dialled.
+    ``server_name``: the name to ask for and to check, instead of the host dialled. ``verify`` False
+    takes any certificate. ``alpn``: the protocols to offer, if any.
     """
 
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
     server_name: str | None = None
+    verify: bool = True
+    # http/1.1 only, for the relay would take h2 (PROTOCOL.md section 1.1).
+    alpn: tuple[str, ...] = ("http/1.1",)
 
 
 SYSTEM_TRUST = TlsOptions()
+
+#: What helps against a relay that speaks no TLS.
+WITHOUT = "write ws:// instead of wss://"
 
 
 def client_context(options: TlsOptions = SYSTEM_TRUST) -> ssl.SSLContext:
     """A context for one dial, so that renewed files count at the next one.
 
-    TLS 1.2 or newer; chain and name are checked. ALPN offers http/1.1 only, for the relay would
-    take h2 (PROTOCOL.md section 1.1). Raises DialFailed with code ``tls``, naming the file.
+    TLS 1.2 or newer; chain and name are checked. Raises DialFailed with code ``tls``, naming the
+    file.
     """
     # Not create_default_context(): in an unpatched process that is the standard library's.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    if options.alpn:
+        context.set_alpn_protocols(options.alpn)
     # The same on every Python: 3.13 alone would refuse private authorities without key usage.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     # As Go does: a certificate in the trust store is trusted, root or not, and the subject's common
     # name is not a host name.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.hostname_checks_common_name = False
-    if options.ca_file is None:
+    if not options.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif options.ca_file is None:
         context.load_default_certs()
     else:
         _load_authorities(context, options.ca_file)
     if options.cert_file is not None:
-        _load_identity(context, options.cert_file, options.key_file or options.cert_file)
+        load_identity(context, options.cert_file, options.key_file or options.cert_file)
     elif options.key_file is not None:
         raise _failed(
             f"the client key {options.key_file} needs a certificate: set certFile as well"
@@ -79,26 +88,34 @@ def client_context(options: TlsOptions = SYSTEM_TRUST) -> ssl.SSLContext:
 
 
 def wrap(
-    sock: socket.socket, context: ssl.SSLContext, server_name: str, *, place: str
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    server_name: str,
+    *,
+    place: str,
+    without: str = WITHOUT,
 ) -> ssl.SSLSocket:
     """Shake hands over a connected socket, which belongs to the result from then on. Blocks.
 
-    ``server_name`` is a name or literal; ``place`` is for messages. Raises DialFailed with code
-    ``tls``; the socket is closed then.
+    ``server_name`` is a name or literal; ``place`` is for messages, and ``without`` says there how
+    to do without TLS. Raises DialFailed with code ``tls``; the socket is closed then.
     """
-    with closed_on_error(sock), connection_errors(place, "tls"):
+    with closed_on_error(sock), connection_errors(place, "tls", without):
+        # gevent would take a socket that is broken already, fail, and leave it open.
+        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(code, os.strerror(code))
         try:  # as certificates and SNI know it
             name = ascii_host(server_name.rstrip(".").partition("%")[0])
         except ValueError as error:
             raise _failed(f"no certificate can hold the name {server_name!r}") from error
         # The handshake is apart: an interrupted one would leave nobody to close the socket.
         wrapped = context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
-    with closed_on_error(wrapped), connection_errors(place, "tls"):
+    with closed_on_error(wrapped), connection_errors(place, "tls", without):
         wrapped.do_handshake()
     return wrapped
 
 
-def tls_failure(error: OSError, place: str) -> DialFailed:
+def tls_failure(error: OSError, place: str, without: str = WITHOUT) -> DialFailed:
     """DialFailed for what went wrong with TLS at ``place``, with the way out where one is known."""
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".")
@@ -107,19 +124,17 @@ def tls_failure(error: OSError, place: str) -> DialFailed:
     if "certificate required" in reason:
         return _failed(f"{place} asks for a client certificate: set certFile and keyFile")
     if reason in ("wrong version number", "record layer failure", "http request"):
-        return _failed(
-            f"{place} does not speak TLS: check its port, or write ws:// instead of wss://"
-        )
+        return _failed(f"{place} does not speak TLS: check its port, or {without}")
     return _failed(f"TLS with {place} failed: {reason or words(error)}")
 
 
 @contextmanager
-def connection_errors(place: str, code: str) -> Iterator[None]:
+def connection_errors(place: str, code: str, without: str = WITHOUT) -> Iterator[None]:
     """Turn what a connected socket raises into DialFailed, with code ``tls`` or ``code``."""
     try:
         yield
     except ssl.SSLError as error:
-        raise tls_failure(error, place) from error
+        raise tls_failure(error, place, without) from error
     except OSError as error:
         raise DialFailed(f"the connection to {place} broke: {words(error)}", code) from error
 
@@ -144,7 +159,8 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
         raise _failed(f"caFile {path} holds no PEM certificate: {words(error)}") from error
 
 
-def _load_identity(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
+def load_identity(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
+    """Load a PEM certificate with its chain, and its key. Raises DialFailed, naming the file."""
     _check_readable(cert_file, "certFile")
     _check_readable(key_file, "keyFile")
 

@@ -14,7 +14,17 @@ from gevent.event import Event
 from nexusg.agent import agent as agent_module
 from nexusg.agent.agent import Agent
 from nexusg.attest.base import Stage, Token
-from nexusg.config.model import Attestation, Backend, Config, PortMapping, Reconnect, Shutdown
+from nexusg.attest.tpm.provider import TpmTokenProvider
+from nexusg.config.model import (
+    Attestation,
+    Backend,
+    Config,
+    Destination,
+    PortMapping,
+    Reconnect,
+    Shutdown,
+)
+from nexusg.config.tpm import Tpm
 from nexusg.errors import ConfigError
 from nexusg.protocol.messages import Reason
 from nexusg.targets.memory import memory_pair
@@ -30,11 +40,15 @@ if TYPE_CHECKING:
 
     from nexusg.agent.lifecycle import LifecycleEvent
     from nexusg.attest.base import TokenRequest
+    from nexusg.relay.server import DevRelay
 
 AMPLE_S = 5.0
 
 #: Nobody listens there, and the port is not given out by the system.
 NOWHERE = "ws://127.0.0.1:9/connect"
+
+
+BY_TPM = Attestation(tpm=Tpm(authorizer_url="https://namek.test", state_dir="/nowhere"))
 
 
 def nowhere(**options: Any) -> Config:
@@ -76,6 +90,13 @@ def test_what_the_program_provides_need_not_be_configured() -> None:
     Agent(nowhere(port_mappings={}), connect_handler=[lambda _: None])
     with pytest.raises(ConfigError):
         Agent(nowhere(port_mappings={}), token_provider=sign)
+
+
+def test_relays_are_needed_unless_a_tpm_finds_them() -> None:
+    found = nowhere(attestation=BY_TPM, nexus_addresses=())
+    Agent(found)
+    with pytest.raises(ConfigError, match="nexusAddresses is required with a token provider"):
+        Agent(found, token_provider=sign)
 
 
 def test_a_provider_that_is_none() -> None:
@@ -485,6 +506,71 @@ def test_figures_after_the_end(running: Running) -> None:
     assert stats.streams_closed == {"normal": 1}
     assert stats.sessions[0].state == "disconnected"
     assert stats.bytes_received > len(HEAD)
+
+
+# Devices ---------------------------------------------------------------------------------------
+
+
+class FakeDevice(TpmTokenProvider):
+    """Signs tokens, and names the relays that a test has set."""
+
+    def __init__(self, *relays: DevRelay) -> None:
+        self.relays = tuple(relay.url for relay in relays)
+
+    def get_token(self, request: TokenRequest, timeout_s: float) -> Token:
+        return Token(sign(request))
+
+    def invalidate(self) -> None:
+        """Nothing is kept."""
+
+    def endpoints(self, timeout_s: float) -> tuple[str, ...]:
+        return self.relays
+
+
+def test_relays_that_a_device_finds(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are served as if they were configured, until they are named no more."""
+    relay, other = running.relay(), running.relay()
+    device = FakeDevice(relay, other)
+    monkeypatch.setattr(agent_module.Devices, "provider", lambda *_: device)
+    agent = running.agent(
+        relay,
+        other,
+        target=running.service(echo).target,
+        backend={"nexus_addresses": (), "attestation": BY_TPM},
+    )
+    agent.wait("session.connected", 2)
+    agent._network_changed("a test")
+    assert running.talk(other, b"hello") == b"hello"
+    device.relays = (relay.url,)
+    agent._discoveries[0]._wake.set()
+    agent.wait("relays.discovered", 2)
+    other.drop_agents()
+    agent.wait_until(lambda: len(agent.stats().sessions) == 1)
+    assert running.talk(relay, b"hello") == b"hello"
+    assert agent.outcome == ""
+
+
+# Targets ---------------------------------------------------------------------------------------
+
+
+def test_targets_are_listed() -> None:
+    """Those of several, before the first stream too."""
+    to = Destination(targets=("127.0.0.1:9", "unix:/nowhere"))
+    agent = Agent(nowhere(port_mappings={443: PortMapping(to)}))
+    agent.start()
+    targets = agent.stats().targets
+    assert [(one.backend, one.target, one.up) for one in targets] == [
+        ("web", "127.0.0.1:9", True),
+        ("web", "unix:/nowhere", True),
+    ]
+    agent.stop(0)
+
+
+def test_files_of_tls_that_cannot_be_loaded_are_told_of(running: Running) -> None:
+    agent = running.agent(running.relay())
+    agent._certificate_failed("cannot read certFile app.pem: gone")
+    told = agent.wait("certificate.failed")
+    assert (told.error, told.level) == ("cannot read certFile app.pem: gone", "error")
 
 
 # Forks -----------------------------------------------------------------------------------------

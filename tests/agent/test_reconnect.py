@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nexusg.agent.reconnect import (
     BACKOFF_MAX_S,
+    BARRED_S,
     FLOOR_S,
     HEALTHY_S,
     HERD_S,
@@ -20,6 +21,7 @@ from nexusg.agent.reconnect import (
     ReconnectPolicy,
 )
 from nexusg.errors import (
+    AuthorizerError,
     DialFailed,
     NexusgError,
     Rejected,
@@ -70,6 +72,16 @@ def test_a_rate_limit_is_a_minute_or_more() -> None:
     error = UpgradeRefused(429, "too many")
     assert most(ReconnectPolicy(RNGS[0]), error, 2) == [60.0, 60.0]
     assert most(ReconnectPolicy(RNGS[2]), error, 1) == [75.0]
+
+
+def test_a_device_that_is_barred_takes_its_time() -> None:
+    """And neither is that a missing token, nor does the network cure it."""
+    barred = AuthorizerError("suspended", "authorizer_refused", 403)
+    assert most(ReconnectPolicy(RNGS[0]), barred, 2) == [BARRED_S] * 2
+    policy = ReconnectPolicy(RNGS[2])
+    assert most(policy, barred, 1) == pytest.approx([1.25 * BARRED_S])
+    assert not policy.wake()
+    assert policy.delay_s(TokenError("x")) == pytest.approx(2.5)
 
 
 def test_retry_after_is_heeded() -> None:

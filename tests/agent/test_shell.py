@@ -108,6 +108,7 @@ def test_the_end_lets_go_of_everything(rig: Rig) -> None:
     shell.finish(Reason.SHUTDOWN, "agent", "")
     assert (shell.done, shell.released) == (True, 1)
     assert cast("Target", shell._target).closes == 1
+    assert rig.connector.released == [shell.stream]
     assert shell not in rig.context.pumps
     rig.run()
     assert not rig.context.tasks
@@ -166,3 +167,4 @@ def test_a_dial_that_failed(rig: Rig) -> None:
     shell._dial_failed(OSError("nobody there"))
     assert (rig.closed().reason, rig.closed().error) == ("dial_failed", "nobody there")
     assert rig.context.counters.dial_failures == 1
+    assert rig.connector.released == [shell.stream]

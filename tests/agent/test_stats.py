@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nexusg.agent.stats import Counters, SessionStats, Stats, stream_stats, totals
+from nexusg.agent.stats import Counters, DeviceStats, SessionStats, Stats, stream_stats, totals
 from nexusg.config.model import Limits
 from nexusg.protocol.messages import Reason
 from tests.support.rig import Rig
@@ -138,3 +138,8 @@ def test_lost_datagrams_of_live_and_ended_flows_add_up() -> None:
 def test_slots_are_listed(bench: Bench) -> None:
     slot = SessionStats("web", "wss://r", "", "disconnected", 0.0, 0, 0)
     assert snapshot(bench, (slot,)).sessions == (slot,)
+
+
+def test_devices_are_listed(bench: Bench) -> None:
+    device = DeviceStats("web", "id", "slug.test", "verified", 1, 0.1, 2, 3.0, "")
+    assert snapshot(bench, devices=(device,)).devices == (device,)

@@ -12,6 +12,7 @@ from gevent.event import Event
 from nexusg.agent import stopping
 from nexusg.agent.tasks import Tasks
 from nexusg.config.model import Config, Shutdown
+from nexusg.protocol.messages import format_id
 from tests.conftest import MS
 from tests.support.pair import User
 from tests.support.rig import Rig
@@ -190,6 +191,21 @@ def test_an_idle_stream_does_not_hold_the_stop(stop: Stop) -> None:
     assert stop.cut() == 0
     stop.rig.run()
     assert user.reason == "shutdown"
+
+
+def test_a_stream_at_work_may_look_idle(stop: Stop) -> None:
+    """An application of this process is still busy with its request; then it counts from there."""
+    _, pump, _ = stop.rig.open(b"")
+    stop.rig.context.at_work.add(format_id(pump.stream.id))
+    stop.begin()
+    stop.advance(12)
+    assert not pump.done
+    stop.rig.context.at_work.clear()
+    stop.advance(4)
+    assert not pump.done
+    stop.advance(2)
+    assert pump.done
+    assert stop.cut() == 0
 
 
 def test_a_stream_that_was_idle_before_counts_from_then_on(stop: Stop) -> None:

@@ -7,8 +7,10 @@ import pytest
 from nexusg.attest.base import Stage, Token, TokenRequest
 from nexusg.attest.redact import REDACTED
 from nexusg.attest.select import provider_for, request_for
+from nexusg.attest.tpm.provider import TpmTokenProvider
 from nexusg.config.model import Attestation, UdpRoute
 from nexusg.config.secret import Secret
+from nexusg.config.tpm import Tpm
 from nexusg.errors import ConfigError, TokenTimeout
 from tests.attest.doubles import backend, script
 
@@ -69,8 +71,16 @@ class TestProvider:
         assert token.expires_at is not None
 
     def test_there_must_be_one(self) -> None:
-        with pytest.raises(ConfigError, match="'mail': attestation needs a command or a secret"):
+        with pytest.raises(ConfigError, match="'mail': attestation needs a command, a secret or"):
             provider_for(backend(Attestation()))
+
+    def test_is_the_tpm(self, tmp_path: Path) -> None:
+        """Nothing is opened before a token is asked for."""
+        settings = Tpm(authorizer_url="https://namek.test", state_dir=str(tmp_path / "state"))
+        provider = provider_for(backend(Attestation(tpm=settings)))
+        assert isinstance(provider, TpmTokenProvider)
+        provider.close()
+        assert not (tmp_path / "state").exists()
 
     def test_command_has_its_own_timeout(self) -> None:
         with pytest.raises(TokenTimeout, match=r"within 0\.02 s"):

@@ -30,6 +30,12 @@ backend spare, command tokens
   port 443  default -> 127.0.0.1:9000
 """
 
+EXTENDED = GOOD.replace(
+    'default: "127.0.0.1:9000"',
+    'default: {targets: ["127.0.0.1:9000", "127.0.0.1:9001"], proxyProtocol: v2, '
+    "tlsTerminate: {certFile: /dev/null}}",
+)
+
 BAD = f"""\
 backends:
   - name: web
@@ -76,6 +82,25 @@ def test_json_of_a_good_configuration(nexusg: Callable[..., Done], good: str) ->
     web = found["backends"][0]
     assert web["targets"]["443"]["default"] == "127.0.0.1:8080"
     assert (web["relays"], web["attestation"]) == (["ws://127.0.0.1:1/connect"], "hmac")
+
+
+def test_destinations(nexusg: Callable[..., Done], write: Callable[[str], str]) -> None:
+    path = write(EXTENDED)
+    said = "127.0.0.1:9000, 127.0.0.1:9001 (PROXY protocol v2, TLS ended here, with /dev/null)"
+    assert f"  port 443  default -> {said}\n" in nexusg("check", "--config", path).out
+    spare = json.loads(nexusg("check", "--json", "--config", path).out)["backends"][1]
+    assert spare["targets"]["443"]["default"] == "127.0.0.1:9000, 127.0.0.1:9001"
+    assert spare["destinations"]["443"]["default"]["proxy_protocol"] == "v2"
+
+
+def test_a_tpm(nexusg: Callable[..., Done], write: Callable[[str], str]) -> None:
+    block = "{tpm: {authorizerUrl: https://namek.test/}}"
+    path = write(GOOD.replace("{command: /usr/bin/token}", block))
+    said = nexusg("check", "--config", path).out
+    assert "backend spare, tpm tokens\n" in said
+    assert "  tpm     https://namek.test\n" in said
+    spare = json.loads(nexusg("check", "--json", "--config", path).out)["backends"][1]
+    assert (spare["attestation"], spare["authorizer"]) == ("tpm", "https://namek.test")
 
 
 def test_json_of_problems(nexusg: Callable[..., Done], write: Callable[[str], str]) -> None:

@@ -3,13 +3,11 @@ from __future__ import annotations
 import os
 import re
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gevent
 import pytest
-from gevent import socket
 
-from nexusg.agent.lifecycle import SessionConnected, SessionFailed, SessionRejected
 from nexusg.cli import app, demo, demo_client, example
 from nexusg.config.loader import load
 
@@ -109,22 +107,7 @@ def test_an_agent_that_cannot_connect(
     assert re.search(r"^3\. agent +could not connect: .*refused", done.out, re.MULTILINE)
 
 
-def test_the_reason_is_remembered() -> None:
-    watch = demo._Watch(None)
-    where: dict[str, Any] = {"backend": "demo", "relay": "wss://x"}
-    watch(SessionFailed(**where, code="dns", error="no name", attempts=1, retry_in_s=1))
-    assert watch.problem == "no name"
-    watch(SessionRejected(**where, stage="attest", reason="no", attempts=1, retry_in_s=1))
-    assert watch.problem == "no"
-    watch(SessionConnected(**where, session="s1", took_s=0.0124, tls=""))
-    assert (watch.how, watch.connected.is_set()) == ("without TLS, 12 ms", True)
-
-
-def test_a_port_that_is_taken_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert demo.free_port(port) == 0
-    assert demo.free_port(port) == port
+def test_only_one_of_the_two_is_kept(nexusg: Callable[..., Done]) -> None:
+    done = nexusg("demo", "--tpm", "--keep")
+    assert done.code == 2
+    assert "not allowed with argument --tpm" in done.err

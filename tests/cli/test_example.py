@@ -7,6 +7,7 @@ import pytest
 
 from nexusg.cli import example
 from nexusg.config.loader import loads
+from nexusg.config.model import PortMapping
 from nexusg.errors import ConfigError
 
 
@@ -47,7 +48,8 @@ def test_the_configuration_can_be_loaded(tmp_path: Path) -> None:
     assert backend.attestation.hmac_secret is not None
     assert backend.attestation.hmac_secret.reveal() == secret
     assert backend.tls.ca_file == str(ca_file)
-    assert {port: to.default for port, to in backend.port_mappings.items()} == targets
+    expected = {port: PortMapping(default=target) for port, target in targets.items()}
+    assert backend.port_mappings == expected
 
 
 def test_udp_ports_are_claimed(tmp_path: Path) -> None:

@@ -310,6 +310,71 @@ def test_lines_that_wait_are_tried_again_soon(system: System) -> None:
     assert master.run() is Exit.OK
 
 
+# With a service manager ------------------------------------------------------------------------
+
+
+class FakeBoard:
+    """What the master writes and asks."""
+
+    every_s = 2.0
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.hanging: list[int] = []
+
+    def expect(self, number: int) -> None:
+        self.calls.append(("expect", number))
+
+    def silent(self, number: int) -> bool:
+        if number in self.hanging:
+            self.hanging.remove(number)
+            return True
+        return False
+
+    def tell(self, running: int, *, stopping: bool) -> None:
+        self.calls.append(("tell", running, stopping))
+
+
+@pytest.fixture
+def board() -> FakeBoard:
+    return FakeBoard()
+
+
+def watched(system: System, board: FakeBoard, count: int = 2) -> Master:
+    return Master(Workers(count), 30.0, system.log, lambda: system.now, board)  # type: ignore[arg-type]
+
+
+def test_the_board_is_looked_at_again_and_again(system: System, board: FakeBoard) -> None:
+    system.steps = [(3, TERM), (1, {0: 0}), (1, {1: 0})]
+    assert watched(system, board).run() is Exit.OK
+    assert board.calls == [
+        ("expect", 0),
+        ("expect", 1),
+        ("tell", 2, False),  # after 2 s
+        ("tell", 2, True),
+        ("expect", 0),
+        ("tell", 1, True),
+        ("expect", 1),
+        ("tell", 0, True),
+    ]
+
+
+def test_a_worker_that_hangs_is_replaced(system: System, board: FakeBoard) -> None:
+    board.hanging = [1]
+    system.steps = [(9, TERM), (0, {0: 0, 2: 0})]
+    assert watched(system, board).run() is Exit.OK
+    assert system.log.named("worker.silent") == [{"worker": 1, "pid": 5001}]
+    assert system.log.named("worker.exited")[0]["signal"] == "SIGKILL"
+    assert system.log.named("worker.started")[2]["worker"] == 1
+
+
+def test_a_worker_that_hangs_while_it_stops_has_its_grace(system: System, board: FakeBoard) -> None:
+    system.steps = [(0, TERM), (5, {0: 0})]
+    board.hanging = [0]
+    assert watched(system, board, 1).run() is Exit.OK
+    assert system.log.named("worker.silent") == []
+
+
 # Its signals -----------------------------------------------------------------------------------
 
 

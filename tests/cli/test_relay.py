@@ -15,6 +15,7 @@ from nexusg.agent.lifecycle import SessionConnected, SessionRejected
 from nexusg.cli import app
 from nexusg.cli import relay as command
 from nexusg.config.loader import loads
+from nexusg.config.model import PortMapping
 
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def test_an_agent_connects_with_the_configuration_shown(
     config = loads(text + "shutdown: {graceSeconds: 0}").config
     [backend] = config.backends
     assert backend.nexus_addresses[0].startswith(f"{scheme}://127.0.0.1:")
-    assert [mapping.default for mapping in backend.port_mappings.values()] == ["127.0.0.1:8000"]
+    [mapping] = backend.port_mappings.values()
+    assert mapping == PortMapping(default="127.0.0.1:8000")
 
     connected = gevent.event.Event()
 
@@ -94,7 +96,8 @@ def test_udp_ports(running: Callable[..., Running]) -> None:
     config = loads(relay.configuration()).config
     ports = [route.port for route in config.backends[0].udp_routes]
     assert len(set(ports)) == 2
-    assert {config.backends[0].port_mappings[port].default for port in ports} == {"127.0.0.1:53"}
+    mappings = config.backends[0].port_mappings
+    assert all(mappings[port] == PortMapping(default="127.0.0.1:53") for port in ports)
     [started] = relay.end()
     assert started["udp_ports"] == ports
 

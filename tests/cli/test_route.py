@@ -13,6 +13,22 @@ if TYPE_CHECKING:
 
     from tests.cli.conftest import Done
 
+EXTENDED = GOOD.replace(
+    'default: "127.0.0.1:9000"',
+    'default: {targets: ["127.0.0.1:9000", "127.0.0.1:9001"], proxyProtocol: v2, '
+    "tlsTerminate: {certFile: /dev/null}}",
+)
+
+SPARE = """\
+spare.example.com:443 -> 127.0.0.1:9000, 127.0.0.1:9001
+  backend  spare
+  rule     default
+  claim    spare.example.com
+  with     PROXY protocol v2
+  with     TLS ended here, with /dev/null
+  other    backend web: unix:/run/web.sock by *.example.com, claims *.example.com
+"""
+
 EXACT = """\
 app.example.com:443 -> 127.0.0.1:8081
   backend  web
@@ -88,6 +104,20 @@ def test_for_programs(
     done = route("--json", address)
     assert done.code == 0
     assert found(done) == expected
+
+
+def test_how_the_target_is_reached(
+    nexusg: Callable[..., Done], write: Callable[[str], str]
+) -> None:
+    path = write(EXTENDED)
+    assert nexusg("route", "--config", path, "spare.example.com:443").out == SPARE
+    answer = json.loads(nexusg("route", "--json", "--config", path, "spare.example.com:443").out)
+    route = answer["route"]
+    assert route["target"] == "127.0.0.1:9000, 127.0.0.1:9001"
+    assert route["destination"]["targets"] == ["127.0.0.1:9000", "127.0.0.1:9001"]
+    assert route["destination"]["proxy_protocol"] == "v2"
+    assert route["destination"]["tls_terminate"]["cert_file"] == "/dev/null"
+    assert answer["others"][0]["destination"]["targets"] == ["unix:/run/web.sock"]
 
 
 def test_a_port_that_is_claimed_twice(

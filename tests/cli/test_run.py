@@ -26,12 +26,16 @@ from nexusg.observe.stdout import StdoutLog
 from nexusg.relay.server import DevRelay
 from nexusg.relay.settings import RelayConfig
 from tests.cli.conftest import GOOD, SECRET, Done, start
+from tests.support.manager import Manager
 from tests.support.source import ROOT
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from nexusg.cli.board import Board
+    from nexusg.cli.master import Master
 
 
 @pytest.fixture
@@ -55,6 +59,12 @@ def config(relay: DevRelay, tmp_path: Path) -> Callable[..., str]:
         return str(tmp_path / "config.yaml")
 
     return write
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    with Manager.at(tmp_path) as manager:
+        yield manager
 
 
 class Running:
@@ -127,6 +137,40 @@ def test_warnings_and_advice_come_first(
     assert advice["event"] == "supervisor.detected"
     assert advice["message"].startswith("stopwaitsecs must be more than ")
     assert SECRET not in done.out + done.err
+
+
+def test_the_service_manager_is_told(
+    running: Callable[..., Running],
+    config: Callable[..., str],
+    relay: DevRelay,
+    manager: Manager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ready at once: the network may be late, and systemd would wait for nothing else."""
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    monkeypatch.setenv("WATCHDOG_USEC", "10000000")
+    command = running("--config", config())
+    manager.wait_line("READY=1")
+    manager.wait_line("STATUS=1 of 1 sessions, 0 streams")
+    assert "NOTIFY_SOCKET" not in os.environ
+    done = command.end(signal.SIGTERM)
+    assert done.code == 0
+    assert events(done)[-1] == "agent.stopped"
+    manager.wait_line("STOPPING=1")
+    manager.wait_line("STATUS=done, or stopped as asked")
+    assert all("WATCHDOG=1" in message for message in manager.told)
+
+
+def test_the_service_manager_is_told_why_it_ended(
+    running: Callable[..., Running],
+    config: Callable[..., str],
+    manager: Manager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    path = config("reconnect: {giveUpAfterRejections: 1}\n", secret="another " * 8)
+    assert running("--config", path).end().code == 3
+    manager.wait(lambda line: line.startswith("STATUS=the relay kept refusing"))
 
 
 def test_a_configuration_that_cannot_be_used(
@@ -267,6 +311,33 @@ def test_as_a_worker(as_worker: tuple[Running, IO[bytes]], relay: DevRelay) -> N
     assert events(done)[-1] == "agent.stopped"
 
 
+def test_a_worker_tells_its_master_instead(
+    monkeypatch: pytest.MonkeyPatch,
+    config: Callable[..., str],
+    running: Callable[..., Running],
+    manager: Manager,
+) -> None:
+    boards: list[Board] = []
+
+    def fork(master: Master) -> Worker:
+        assert master._board is not None
+        boards.append(master._board)
+        return Worker(1, reader)
+
+    reader, writer = os.pipe()
+    monkeypatch.setattr(run.Master, "run", fork)
+    monkeypatch.setattr(run, "Orders", TidyOrders)
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    with open(reader, "rb"), open(writer, "wb", buffering=0) as master:
+        command = running("--config", config("workers: 2\n"))
+        with gevent.Timeout(5):
+            while not boards or boards[0]._column(2) != [0.0, 1.0]:  # sessions
+                gevent.sleep(0.005)
+        master.write(Order.STOP.value)
+        assert command.end().code == 0
+    assert manager.take() == []
+
+
 def test_a_worker_without_a_master_says_so_and_stops(
     as_worker: tuple[Running, IO[bytes]], relay: DevRelay
 ) -> None:
@@ -279,13 +350,21 @@ def test_a_worker_without_a_master_says_so_and_stops(
 
 
 def test_as_a_master(
-    monkeypatch: pytest.MonkeyPatch, nexusg: Callable[..., Done], write: Callable[[str], str]
+    monkeypatch: pytest.MonkeyPatch,
+    nexusg: Callable[..., Done],
+    write: Callable[[str], str],
+    manager: Manager,
 ) -> None:
     monkeypatch.setattr(run.Master, "run", lambda _master: Exit.REFUSED)
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     text = GOOD.replace("tcpPorts: [22]", "tcpPorts: [22, 23]")
     done = nexusg("--config", write(text + "workers: 2\n"))
     assert (done.code, done.err) == (3, "")
     assert events(done) == ["config.warning"], "once, and not by each worker"
+    assert [line[:40] for line in manager.take()[0]] == [
+        "STOPPING=1",
+        "STATUS=the relay kept refusing the crede",
+    ]
 
 
 def test_as_a_process(config: Callable[..., str], relay: DevRelay) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nexusg.config.attestation import Attestation
 from nexusg.config.secret import Secret
+from nexusg.config.tpm import Tpm
 
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def test_arguments_are_no_single_text() -> None:
 def test_a_source_is_required() -> None:
     [finding] = found(Attestation())
     assert finding.fatal
-    assert finding.text == "a command, an hmacSecret or an hmacSecretFile is required"
+    assert finding.text == "a command, an hmacSecret, an hmacSecretFile or a tpm block is required"
 
 
 @pytest.mark.parametrize("good", [Attestation(command="run"), Attestation(hmac_secret=LONG)])
@@ -88,3 +89,58 @@ def test_outbound_ports_need_outbound() -> None:
     assert (finding.path, finding.fatal) == (("allowedOutboundPorts",), False)
     allowed = Attestation(hmac_secret=LONG, allowed_outbound_ports=(25,), outbound_allowed=True)
     assert found(allowed) == []
+
+
+TPM = Tpm("https://namek.test")
+
+
+def test_a_tpm_is_enough() -> None:
+    assert found(Attestation(tpm=TPM, timeout_s=8, cache_handshake_s=20)) == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"command": "run"}, ["beside a command"]),
+        ({"hmac_secret": LONG}, ["beside a secret"]),
+        ({"hmac_secret": LONG, "command": "run"}, ["beside a command", "beside a secret"]),
+    ],
+)
+def test_a_tpm_stands_alone(extra: dict[str, Any], said: list[str]) -> None:
+    findings = found(Attestation(tpm=TPM, **extra))
+    assert [(one.path, one.fatal) for one in findings] == [(("tpm",), True)] * len(said)
+    assert all(word in one.text for word, one in zip(said, findings, strict=True))
+
+
+def test_what_a_tpm_has_no_use_for() -> None:
+    made = Attestation(
+        tpm=TPM,
+        args=("a",),
+        env={"A": "b"},
+        token_ttl_s=31,
+        handshake_max_age_s=1,
+        reauth_interval_s=1,
+        reauth_grace_s=1,
+        maintenance_grace_cap_s=1,
+        authorizer_status_uri="https://a",
+        policy_version="1",
+        outbound_allowed=True,
+        allowed_outbound_ports=(25,),
+    )
+    findings = found(made)
+    assert [one.path for one in findings] == [
+        ("args",),
+        ("env",),
+        ("tokenTTLSeconds",),
+        ("handshakeMaxAgeSeconds",),
+        ("reauthIntervalSeconds",),
+        ("reauthGraceSeconds",),
+        ("maintenanceGraceCapSeconds",),
+        ("authorizerStatusUri",),
+        ("policyVersion",),
+        ("outboundAllowed",),
+        ("allowedOutboundPorts",),
+    ]
+    assert not any(one.fatal for one in findings)
+    assert findings[0].text == "is not used with tpm: there is no command"
+    assert findings[2].text == "is not used with tpm: the authorizer decides what its tokens say"

@@ -12,12 +12,14 @@ from nexusg.config.backend import (
     Backend,
     FlowControl,
     HealthChecks,
-    PortMapping,
     RelayTls,
     UdpRoute,
 )
+from nexusg.config.destination import Destination, TlsTerminate
+from nexusg.config.mapping import PortMapping
 from nexusg.config.secret import Secret
 from nexusg.config.socks5 import Socks5Auth
+from nexusg.config.tpm import Tpm
 
 
 if TYPE_CHECKING:
@@ -86,6 +88,34 @@ def test_something_must_be_claimed() -> None:
     assert texts(replace(MAPPED, hostnames=(), udp_routes=(UdpRoute(443),))) == []
 
 
+def test_relays_must_be_named() -> None:
+    assert texts(replace(MAPPED, nexus_addresses=())) == ["is required"]
+
+
+TPM = replace(MAPPED, attestation=Attestation(tpm=Tpm("https://namek.test")))
+
+
+def test_an_authorizer_names_hosts_and_relays() -> None:
+    assert list(TPM.findings()) == []
+    assert list(replace(TPM, hostnames=(), nexus_addresses=()).findings()) == []
+
+
+def test_an_authorizer_grants_no_wishes() -> None:
+    wishes = replace(TPM, tcp_ports=(22,), udp_routes=(UdpRoute(53),), weight=2)
+    found = list(wishes.findings())
+    assert [(one.path, one.fatal) for one in found] == [
+        (("tcpPorts",), False),
+        (("udpRoutes",), False),
+        (("weight",), False),
+    ]
+    assert all(one.text.startswith("is not used with tpm: the authorizer ") for one in found)
+
+
+def test_an_authorizer_allows_no_outbound_connections() -> None:
+    [text] = texts(replace(TPM, socks5_listen_addr="127.0.0.1:1080"), fatal=False)
+    assert text == "has no use with tpm: the authorizer allows no outbound connections"
+
+
 def test_a_udp_port_is_claimed_once() -> None:
     routes = (UdpRoute(53), UdpRoute(54), UdpRoute(53, 9))
     [finding] = (one for one in replace(MAPPED, udp_routes=routes).findings() if one.fatal)
@@ -120,18 +150,29 @@ def test_a_claimed_port_should_have_a_target() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        (Destination(("unix:@x",)), "a unix socket, which takes no UDP: its streams are refused"),
+        (Destination(("tls://a:1",)), "tls://, which takes no UDP: its streams are refused"),
+        (Destination(("wsgi:a",)), "an application, which takes no UDP: its streams are refused"),
+        (Destination(("a:1", "b:1")), "several targets, of which UDP uses the first"),
+        (Destination(("a:1",), "v2"), "a destination with proxyProtocol, which is not sent"),
+        (
+            Destination(("a:1",), tls_terminate=TlsTerminate("a.pem")),
+            "a destination with tlsTerminate, which does nothing for UDP",
+        ),
+    ],
+)
+def test_udp_goes_to_one_plain_address(to: Destination, said: str) -> None:
+    mapped = replace(MAPPED, tcp_ports=(25,), port_mappings={25: PortMapping(to)})
+    [text] = texts(replace(mapped, udp_routes=(UdpRoute(25),)), fatal=False)
+    assert text.startswith(f"port 25 leads to {said}")
+
+
 def test_a_mapped_port_should_exist() -> None:
     doubtful = replace(MAPPED, port_mappings={0: PortMapping(default="a:1")})
     assert texts(doubtful, fatal=False) == ["no stream has this port (1 to 65535)"]
-
-
-def test_port_mapping() -> None:
-    mapping = PortMapping(default="", hosts={"A.test": "a:1", "a.test.": "b:1", "*.Ü.test": "c:1"})
-    assert mapping.default is None
-    assert dict(mapping.hosts) == {"a.test": "a:1", "*.xn--tda.test": "c:1"}
-    assert texts(mapping) == []
-    assert texts(PortMapping()) == ["a default target or hosts with targets are required"]
-    assert texts(PortMapping(default="a:1")) == []
 
 
 OUT = replace(MAPPED, attestation=Attestation(outbound_allowed=True))

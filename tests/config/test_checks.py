@@ -29,6 +29,12 @@ def test_durations() -> None:
     assert checks.duration(float("inf")) is not None
 
 
+def test_pace() -> None:
+    assert [checks.pace(value) for value in (0.05, 3600)] == [None, None]
+    said = "must be 0.05 to 3600 seconds"
+    assert [checks.pace(value) for value in (0, float("nan"), 3601)] == [said] * 3
+
+
 def test_at_least() -> None:
     assert checks.at_least(3)(3) is None
     assert checks.at_least(3)(2) == "must be at least 3"
@@ -102,6 +108,11 @@ def test_variable() -> None:
         "bücher.test:1",
         "unix:/run/web.sock",
         "unix:@abstract",
+        "tls://service.test:8443",
+        "tls://[::1]:https",
+        "wsgi:shop",
+        "wsgi:shop.wsgi:app",
+        "wsgi:shop.wsgi:Shop.app",
     ],
 )
 def test_target(value: str) -> None:
@@ -123,6 +134,18 @@ def test_target(value: str) -> None:
         ("localhost:0", "0 is not a port"),
         ("localhost:65536", "65536 is not a port"),
         ("http://user:hunter2@localhost:80", "without a scheme"),
+        ("https://user:hunter2@a.test", 'write "tls://host:port", without a path'),
+        ("TLS://a:1", 'write "tls://host:port", without a path'),
+        ("tls://a:1/hunter2", 'write "tls://host:port", without a path'),
+        ("tls://a.test", '"tls://a.test" has no port: write "tls://a.test:443"'),
+        ("tls://::1:1", 'write an IPv6 address as "tls://[::1]:80"'),
+        ("tls://a:0", "0 is not a port"),
+        ("tls://a:", 'write "tls://host:port"'),
+        ("wsgi:", "names no application"),
+        ("wsgi:shop:", "names no application"),
+        ("wsgi:shop.:app", "names no application"),
+        ("wsgi:shop:make(app)", "names no application"),
+        ("wsgi:shop/wsgi.py:app", "names no application"),
         ("unix:", "absolute path"),
         ("unix:/", "absolute path"),
         ("unix:@", "absolute path"),
@@ -218,6 +241,52 @@ def test_https() -> None:
         assert "https://" in str(checks.https(value))
 
 
+def test_url_path() -> None:
+    assert checks.url_path("/health?full=1") is None
+    assert checks.url_path("health") == 'must begin with "/"'
+    assert checks.url_path("/a b") == checks.header("a\r\nb") == "must be ASCII without spaces"
+    assert checks.header("a.test:80") is None
+
+
+def test_absolute_path() -> None:
+    assert [checks.absolute_path(value) for value in ("/a", " ")] == [None, None]
+    assert checks.absolute_path("a") == 'must begin with "/"'
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["https://namek.test", " https://namek.test:8443/base/ ", "http://127.0.0.1:1", "HTTP://[::1]"],
+)
+def test_authorizer_url(value: str) -> None:
+    assert checks.authorizer_url(value) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("", "is no address"),
+        ("namek.test", "is no address"),
+        ("https://", "is no address"),
+        ("https://[::1", "is no address"),
+        ("https://a:0", "is no address"),
+        ("wss://a", "is no address"),
+        ("https://user:hunter2@a", "no user"),
+        ("https://a?hunter2", "no user"),
+        ("https://a#hunter2", "no user"),
+        ("http://namek.test", "must begin with https://"),
+    ],
+)
+def test_no_authorizer_url(value: str, said: str) -> None:
+    found = str(checks.authorizer_url(value))
+    assert said in found
+    assert "hunter2" not in found
+
+
+def test_tcti() -> None:
+    assert checks.tcti("device:/dev/tpmrm0") is None
+    assert str(checks.tcti("device:/dev/tpm0")).endswith("use device:/dev/tpmrm0")
+
+
 def test_quoted() -> None:
     assert checks.quoted("bücher") == '"bücher"'
     assert checks.quoted('a"b') == '"a\\"b"'
@@ -225,7 +294,12 @@ def test_quoted() -> None:
     assert checks.quoted("a" * 61) == '"' + "a" * 59 + '…"'
 
 
-@given(st.text(), st.sampled_from([checks.target, checks.relay_address, checks.listen_address]))
+@given(
+    st.builds("{}{}".format, st.sampled_from(["", "tls://", "wsgi:", "https://"]), st.text()),
+    st.sampled_from(
+        [checks.target, checks.relay_address, checks.listen_address, checks.authorizer_url]
+    ),
+)
 def test_checks_of_addresses_take_anything(value: str, check: object) -> None:
     assert callable(check)
     said = check(value)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nexusg.config import model
 from nexusg.config.loader import MAX_FILE_BYTES, MAX_SECRET_BYTES, Loaded, load, loads
+from nexusg.config.model import Destination, PortMapping, TargetTls, TlsTerminate, Tpm
 from nexusg.config.secret import Secret
 from nexusg.config.setting import settings_of
 from nexusg.config.socks5 import Socks5Auth
@@ -63,6 +64,15 @@ def loaded(text: str, environ: Mapping[str, str] | None = None) -> Loaded:
     return found
 
 
+def mapped(default: object, **more: Any) -> str:
+    return document(portMappings={443: {"default": default, **more}})
+
+
+def tpm(**overrides: Any) -> str:
+    block = {"authorizerUrl": "https://namek.test"} | overrides
+    return document(attestation={"tpm": block}, nexusAddresses=None, hostnames=None)
+
+
 GOOD = document()
 FATAL: dict[str, tuple[str, str]] = {  # name: (document, what the message must mention)
     "empty-file": ("", "x.yaml:1:1: the file is empty: backends are required"),
@@ -103,7 +113,7 @@ FATAL: dict[str, tuple[str, str]] = {  # name: (document, what the message must 
         document(udpRoutes=[{"port": 53, "flowIdleTimeoutSeconds": -1}]),
         "flowIdleTimeoutSeconds: must not be negative",
     ),
-    "no-addresses": (document(nexusAddresses=[]), "nexusAddresses: must not be empty"),
+    "no-addresses": (document(nexusAddresses=[]), "nexusAddresses: is required"),
     "missing-addresses": (document(nexusAddresses=None), "nexusAddresses: is required"),
     "no-attestation": (document(attestation=None), "attestation: a command, an hmacSecret"),
     "empty-attestation": (document(attestation={}), "attestation: a command, an hmacSecret"),
@@ -117,6 +127,63 @@ FATAL: dict[str, tuple[str, str]] = {  # name: (document, what the message must 
     "target-without-port": (document(portMappings={443: {"default": "a"}}), 'write "a:80"'),
     "blank-host-target": (document(portMappings={443: {"hosts": {"app.test": " "}}}), "app.test"),
     "blank-pattern": (document(portMappings={443: {"hosts": {"*.": "a:1"}}}), "hosts: a key is a"),
+    "url-target": (mapped("https://a.test/"), 'write "tls://host:port"'),
+    "list-target": (mapped(["a:1"]), "default: must be a single value or a map, not a list"),
+    "no-target": (mapped({}), "[443].default: a target or targets are required"),
+    "empty-targets": (mapped({"targets": []}), "default: a target or targets are required"),
+    "empty-target": (mapped({"target": ""}), "default.target: is a blank target"),
+    "bad-targets": (mapped({"targets": ["a:1", "a"]}), 'default.targets[1]: "a" has no port'),
+    "two-kinds": (mapped({"targets": ["a:1"], "target": "b:1"}), "default.target: stands beside"),
+    "unknown-destination-key": (mapped({"target": "a:1", "x": 1}), "default.x"),
+    "bad-host-block": (
+        mapped("a:1", hosts={"a.test": {"target": "a"}}),
+        'portMappings[443].hosts["a.test"].target: "a" has no port',
+    ),
+    "bad-header": (mapped({"target": "a:1", "proxyProtocol": "v3"}), "one of off, v1, v2"),
+    "terminated-with-a-key": (
+        mapped({"target": "a:1", "tlsTerminate": {"keyFile": "k"}}),
+        "tlsTerminate.keyFile: needs a certFile",
+    ),
+    "terminated-with-nothing": (
+        mapped({"target": "a:1", "tlsTerminate": {"minVersion": 1.3}}),
+        "tlsTerminate: needs a certFile",
+    ),
+    "target-key": (mapped({"target": "tls://a:1", "tls": {"keyFile": "k"}}), "needs a certFile"),
+    "bad-path": (mapped({"target": "a:1", "health": {"path": "ok"}}), 'must begin with "/"'),
+    "endless-check": (
+        mapped({"target": "a:1", "health": {"timeoutSeconds": 6}}),
+        "health.timeoutSeconds: must not be above intervalSeconds (5)",
+    ),
+    "no-pace": (mapped({"target": "a:1", "health": {"intervalSeconds": 0}}), "0.05 to 3600"),
+    "no-failures": (mapped({"target": "a:1", "health": {"failures": 0}}), "must be 1 to 100"),
+    "tpm-without-authorizer": (tpm(authorizerUrl=None), "tpm.authorizerUrl: is required"),
+    "misspelt-authorizer": (
+        document(
+            attestation={"tpm": {"authorizerUrI": "https://a", "ak": "rsa2048"}},
+            nexusAddresses=None,
+        ),
+        "did you mean authorizerUrl?",
+    ),
+    "tpm-of-defaults": (
+        attestation(tpm={"tcti": "device:/dev/tpmrm0"}),
+        "tpm.authorizerUrl: is required",
+    ),
+    "tpm-without-https": (tpm(authorizerUrl="http://a"), "tpm.authorizerUrl: must begin with"),
+    "tpm-and-secret": (attestation(tpm={"authorizerUrl": "https://a"}), "beside a secret"),
+    "tpm-and-command": (
+        document(attestation={"command": "run", "tpm": {"authorizerUrl": "https://a"}}),
+        "attestation.tpm: cannot stand beside a command",
+    ),
+    "tpm-in-a-bad-block": (
+        document(
+            attestation={"tpm": {"authorizerUrl": "https://a"}, "timeoutSeconds": -1},
+            nexusAddresses=None,
+        ),
+        "timeoutSeconds: must not be negative",
+    ),
+    "tpm-relative": (tpm(stateDir="tpm"), 'tpm.stateDir: must begin with "/"'),
+    "tpm-pcr": (tpm(enrollPcrs=[0, 24]), "tpm.enrollPcrs[1]: must be 0 to 23"),
+    "tpm-key": (tpm(ak="rsa"), "tpm.ak: must be one of rsa2048, ecc-p256"),
     "negative-timeout": (attestation(timeoutSeconds=-1), "timeoutSeconds"),
     "negative-cache": (attestation(cacheHandshakeSeconds=-1), "cacheHandshakeSeconds"),
     "negative-ttl": (attestation(tokenTTLSeconds=-1), "tokenTTLSeconds"),
@@ -226,14 +293,35 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], object], object]] = {
     "weight-zero": (document(weight=0), lambda c: c.backends[0].weight, 1),
     "unix-target": (
         document(portMappings={443: {"default": "unix:@web"}}),
-        lambda c: c.backends[0].port_mappings[443].default,
-        "unix:@web",
+        lambda c: c.backends[0].port_mappings[443],
+        PortMapping("unix:@web"),
     ),
     "route-key-under-hosts": (
         document(portMappings={443: {"hosts": {"tcp:25": "a:1", "*.BÜCHER.test": "b:1"}}}),
-        lambda c: dict(c.backends[0].port_mappings[443].hosts),
-        {"tcp:25": "a:1", "*.xn--bcher-kva.test": "b:1"},
+        lambda c: c.backends[0].port_mappings[443],
+        PortMapping(hosts={"tcp:25": "a:1", "*.xn--bcher-kva.test": "b:1"}),
     ),
+    "empty-default": (
+        mapped("", hosts={"a.test": "a:1"}),
+        lambda c: c.backends[0].port_mappings[443],
+        PortMapping(hosts={"a.test": "a:1"}),
+    ),
+    "null-default": (
+        mapped(None, hosts={"a.test": "a:1"}),
+        lambda c: c.backends[0].port_mappings[443].default,
+        None,
+    ),
+    "long-form": (
+        mapped({"target": "a:1"}, hosts={"a.test": {"targets": ["a:1", "b:1"]}}),
+        lambda c: c.backends[0].port_mappings[443],
+        PortMapping("a:1", {"a.test": Destination(("a:1", "b:1"))}),
+    ),
+    "tpm": (
+        tpm(),
+        lambda c: (c.backends[0].attestation.tpm, c.backends[0].nexus_addresses),
+        (Tpm("https://namek.test"), ()),
+    ),
+    "empty-tpm": (attestation(tpm={}), lambda c: c.backends[0].attestation.tpm, Tpm()),
     "dollars": (
         attestation(hmacSecret="pa$$word$A$${B} 0123456789abcdef"),
         lambda c: c.backends[0].attestation.hmac_secret,
@@ -271,6 +359,26 @@ WARNED: dict[str, tuple[str, str]] = {
     ),
     "status-uri": (attestation(authorizerStatusUri="http://a/"), "must begin with https://"),
     "missing-ca": (document(tls={"caFile": "no/ca.pem"}), 'tls.caFile: "no/ca.pem" does not exist'),
+    "target-twice": (mapped({"targets": ["a:1", "b:1", "a:1"]}), "targets[2]: is listed twice"),
+    "header-for-an-application": (
+        mapped({"target": "wsgi:a", "proxyProtocol": "v2"}),
+        "default.proxyProtocol: has no use with wsgi:",
+    ),
+    "idle-tls": (mapped({"target": "a:1", "tls": {"serverName": "a"}}), "default.tls: is not used"),
+    "unverified": (
+        mapped({"target": "tls://a:1", "tls": {"verify": False}}),
+        "default.tls.verify: is off",
+    ),
+    "missing-target-ca": (
+        mapped({"target": "tls://a:1", "tls": {"caFile": "no/ca.pem"}}),
+        'default.tls.caFile: "no/ca.pem" does not exist',
+    ),
+    "missing-certificate": (
+        mapped({"target": "a:1", "tlsTerminate": {"certFile": "no.pem"}}),
+        'default.tlsTerminate.certFile: "no.pem" does not exist',
+    ),
+    "tpm-without-manager": (tpm(tcti="device:/dev/tpm0"), "tpm.tcti: shuts out"),
+    "missing-authorizer-ca": (tpm(caFile="no.pem"), 'tpm.caFile: "no.pem" does not exist'),
     "mapped-port-0": (document(portMappings={0: {"default": "a:1"}}), "portMappings[0]: no stream"),
 }
 
@@ -291,6 +399,31 @@ def test_nothing_to_say() -> None:
 def test_two_names_for_one_backend() -> None:
     text = yaml.safe_dump({"backends": [backend(), backend()]})
     assert len(loaded(text).warnings) == 2
+
+
+def test_two_backends_on_one_tpm() -> None:
+    url = "https://namek.test"
+    backends = [backend(name=n, attestation={"tpm": {"authorizerUrl": url}}) for n in "ab"]
+    [warning] = loaded(yaml.safe_dump({"backends": backends})).warnings
+    assert warning.startswith('x.yaml:15:7: backends[1] "b": attestation.tpm: another backend is')
+
+
+def test_a_program_that_finds_the_targets_needs_no_mappings(tmp_path: Path) -> None:
+    text = document(portMappings=None, tcpPorts=[22])
+    loaded = loads(text, mapped=True)
+    assert loaded.config.backends[0].port_mappings == {}
+    assert loaded.warnings == ()
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").chmod(0o600)
+    assert load(tmp_path / "config.yaml", mapped=True) == loaded
+    assert "portMappings: is required" in problems(text)
+
+
+def test_mappings_that_are_not_needed_must_be_right_all_the_same() -> None:
+    text = document(portMappings={443: {"default": "127.0.0.1"}})
+    with pytest.raises(ConfigError, match="has no port"):
+        loads(text, mapped=True)
+    assert loads(document(), mapped=True).config.backends[0].port_mappings
 
 
 def test_the_backend_is_named() -> None:
@@ -316,6 +449,21 @@ class TestEnvironment:
         assert made.attestation.hmac_secret == Secret(SECRET)
         assert made.attestation.env["A"] == "<none>"
         assert made.tls.ca_file == str(tmp_path / "secret")
+
+    def test_in_a_destination_and_a_tpm(self) -> None:
+        files = {"certFile": "${F}", "keyFile": "${F}"}
+        block = {"target": "tls://a:1", "tls": {**files, "caFile": "${F}"}, "tlsTerminate": files}
+        text = document(
+            portMappings={443: {"default": block}},
+            attestation={"tpm": {"authorizerUrl": "https://a", "stateDir": "${S}/tpm"}},
+        )
+        [made] = loaded(text, {"F": "/dev/null", "S": "/state"}).config.backends
+        assert made.port_mappings[443].default == Destination(
+            ("tls://a:1",),
+            tls=TargetTls("/dev/null", "/dev/null", "/dev/null"),
+            tls_terminate=TlsTerminate("/dev/null", "/dev/null"),
+        )
+        assert made.attestation.tpm.state_dir == "/state/tpm"
 
     def test_where_it_is_not(self) -> None:
         text = document(name="${NAME}", attestation={"command": "${NAME}", "args": ["${NAME}"]})
@@ -520,8 +668,8 @@ class TestShippedFiles:
         assert (made.name, made.hostnames) == ("demo", ("demo.localhost",))
         assert made.nexus_addresses == ("wss://127.0.0.1:9443/connect",)
         assert made.attestation.hmac_secret == Secret(SECRET)
-        targets = {port: mapping.default for port, mapping in made.port_mappings.items()}
-        assert targets == {8080: "127.0.0.1:8000", 8443: "127.0.0.1:8000"}
+        mapping = PortMapping("127.0.0.1:8000")
+        assert made.port_mappings == {8080: mapping, 8443: mapping}
 
     def test_minimal(self) -> None:
         found = load(CONF / "minimal.yaml", {"NEXUS_HMAC_SECRET": SECRET})

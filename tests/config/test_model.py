@@ -7,7 +7,16 @@ import dataclasses
 import pytest
 
 from nexusg.config import model
-from nexusg.config.model import Backend, Config, Limits, Logging, Reconnect, Shutdown
+from nexusg.config.model import (
+    Attestation,
+    Backend,
+    Config,
+    Limits,
+    Logging,
+    Reconnect,
+    Shutdown,
+    Tpm,
+)
 
 
 def test_defaults() -> None:
@@ -27,7 +36,7 @@ def test_backends_are_a_tuple() -> None:
 
 def test_every_block_is_frozen_and_slotted() -> None:
     blocks = [getattr(model, name) for name in model.__all__]
-    assert len(blocks) == 13
+    assert len(blocks) == 18
     for block in blocks:
         assert block.__dataclass_params__.frozen
         assert "__slots__" in vars(block)
@@ -58,4 +67,21 @@ def test_equal_names_are_doubtful() -> None:
     assert [(one.path, one.fatal) for one in config.findings()] == [
         (("backends", 0, "name"), False),
         (("backends", 2, "name"), False),
+    ]
+
+
+def test_backends_on_one_tpm() -> None:
+    """A TPM is one device, and a directory holds one enrolment."""
+    same = Attestation(tpm=Tpm("https://a"))
+    backends = [
+        Backend(name="a", attestation=same),
+        Backend(name="b"),
+        Backend(name="c", attestation=same),
+        Backend(name="d", attestation=Attestation(tpm=Tpm("https://b"))),
+        Backend(name="e", attestation=Attestation(tpm=Tpm("https://b", state_dir="/e"))),
+    ]
+    assert [(one.path[1:], one.fatal) for one in Config(tuple(backends)).findings()] == [
+        ((2, "attestation", "tpm"), False),
+        ((3, "attestation", "tpm", "stateDir"), True),
+        ((4, "attestation", "tpm", "stateDir"), True),
     ]

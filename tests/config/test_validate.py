@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from nexusg.config.model import Attestation, Backend, Config, Logging, PortMapping, UdpRoute
+from nexusg.config.model import (
+    Attestation,
+    Backend,
+    Config,
+    Destination,
+    Logging,
+    PortMapping,
+    Tpm,
+    UdpRoute,
+)
 from nexusg.config.secret import Secret
 from nexusg.config.validate import advise, dotted, require_valid, validate
 from nexusg.errors import ConfigError
@@ -42,10 +51,12 @@ def test_everything_is_found_at_once() -> None:
         "backends[1].hostnames[2]: is a blank host name",
         "backends[1].tcpPorts[0]: 0 is not a port (1 to 65535)",
         "backends[1].udpRoutes[0].flowIdleTimeoutSeconds: must not be negative",
-        "backends[1].nexusAddresses: is required",
-        "backends[1].attestation: a command, an hmacSecret or an hmacSecretFile is required",
+        "backends[1].attestation: a command, an hmacSecret, an hmacSecretFile or a tpm block is "
+        "required",
         "backends[1].portMappings[443].hosts: a key is a blank host name or pattern",
-        'backends[1].portMappings[443].hosts["a.test"]: is a blank target: write "host:port"',
+        'backends[1].portMappings[443].hosts["a.test"].targets[0]: is a blank target: write '
+        '"host:port"',
+        "backends[1].nexusAddresses: is required",
         "logging.level: must be one of debug, info, warning, error",
     ]
 
@@ -64,6 +75,21 @@ def test_a_program_may_bring_tokens_and_targets() -> None:
     ]
     assert len(validate(bare, attested=True)) == len(validate(bare, mapped=True)) == 1
     require_valid(bare, attested=True, mapped=True)
+
+
+def test_destinations() -> None:
+    mapping = PortMapping("a:1", {"a.test": Destination(("a:1",), "v3")})
+    bad = replace(BACKEND, port_mappings={443: mapping, 80: PortMapping(hosts={"a.test": "a:1"})})
+    assert validate(Config((bad,))) == [
+        'backends[0].portMappings[443].hosts["a.test"].proxyProtocol: must be one of off, v1, v2'
+    ]
+
+
+def test_a_tpm_beside_a_programs_own_tokens() -> None:
+    bare = replace(BACKEND, attestation=Attestation(tpm=Tpm(ak="ecc-p256")))
+    assert validate(Config((bare,)), attested=True) == [
+        "backends[0].attestation.tpm.authorizerUrl: is required"
+    ]
 
 
 def test_advice() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nexusg.config import nodes
-from nexusg.config.model import Backend, Config
+from nexusg.config.model import Backend, Config, Destination, PortMapping
 from nexusg.config.report import Report
 from nexusg.config.secret import Secret
 from nexusg.config.walker import Walker
@@ -59,7 +59,7 @@ def test_values_of_every_kind() -> None:
     assert (made.health_checks.enabled, made.health_checks.inactivity_timeout_s) == (False, 1.5)
     assert dict(made.attestation.env) == {"A": "1", "B": "true", "C": "", "D": "value"}
     assert made.attestation.hmac_secret == Secret("0123456789abcdef" * 2)
-    assert made.port_mappings[443].default == "127.0.0.1:80"
+    assert made.port_mappings[443].default == Destination(("127.0.0.1:80",))
 
 
 def test_null_is_the_same_as_nothing() -> None:
@@ -145,8 +145,8 @@ limits: {messageBytes: 5}
         "f:2:5: backends[0].name: is required",
         "f:2:5: backends[0].nexusAddresses: is required",
         "f:2:17: backends[0].hostnames[0]: is a blank host name",
-        "f:3:18: backends[0].attestation: a command, an hmacSecret or an hmacSecretFile"
-        " is required",
+        "f:3:18: backends[0].attestation: a command, an hmacSecret, an hmacSecretFile"
+        " or a tpm block is required",
         "f:3:19: backends[0].attestation.timeoutSecs: unknown key; did you mean timeoutSeconds?",
         "f:3:52: backends[0].attestation.tokenTTLSeconds: must not be negative",
         "f:5:7: backends[0].portMappings: a key must be a whole number: remove the quotes",
@@ -154,10 +154,10 @@ limits: {messageBytes: 5}
         "f:7:11: backends[0].portMappings[25]: a default target or hosts with targets are required",
         "f:8:20: backends[0].portMappings[26].hosts: a key is a blank host name or pattern",
         'f:8:41: backends[0].portMappings[26].hosts["a.test"]: "a" has no port: write "a:80"',
-        'f:9:5: backends[1] "two": nexusAddresses: is required',
-        'f:9:5: backends[1] "two": attestation: a command, an hmacSecret or an hmacSecretFile'
-        " is required",
+        'f:9:5: backends[1] "two": attestation: a command, an hmacSecret, an hmacSecretFile'
+        " or a tpm block is required",
         'f:9:5: backends[1] "two": portMappings: is required',
+        'f:9:5: backends[1] "two": nexusAddresses: is required',
         'f:10:16: backends[1] "two": tcpPorts[0]: must be a whole number',
         "f:11:1: loging: unknown key; did you mean logging?",
         "f:12:24: limits.messageBytes: must be at least 65553",
@@ -192,7 +192,7 @@ def test_warnings() -> None:
 def test_names_that_are_the_same() -> None:
     text = GOOD.replace('{default: "127.0.0.1:80"}', "{hosts: {a.test: 'a:1', A.test.: 'b:1'}}")
     config, report = walk(text)
-    assert dict(config.backends[0].port_mappings[443].hosts) == {"a.test": "a:1"}
+    assert config.backends[0].port_mappings[443] == PortMapping(hosts={"a.test": "a:1"})
     assert [line.partition("hosts")[2] for line in report.warnings()] == [
         '["A.test."]: is the same as the key in line 6, which is used'
     ]
@@ -222,8 +222,8 @@ class TestAliases:
 
     def test_merges_into_maps_with_free_keys(self) -> None:
         text = GOOD.replace("{443:", "{<<: {443: {default: 'a:1'}, 80: {default: 'a:2'}}, 443:")
-        targets = {port: one.default for port, one in backend(good=text).port_mappings.items()}
-        assert targets == {443: "127.0.0.1:80", 80: "a:2"}
+        mapped = dict(backend(good=text).port_mappings)
+        assert mapped == {443: PortMapping("127.0.0.1:80"), 80: PortMapping("a:2")}
 
     def test_what_is_merged_is_strict_too(self) -> None:
         [problem] = problems(GOOD + "    <<: {surprise: 1}\n")
@@ -245,6 +245,65 @@ class TestAliases:
         text = "\n".join(["a:", "- &l0 {b: c}", *laughs, "<<: *l8"])
         with pytest.raises(nodes.Broken, match="stand for more than 100000 values"):
             walk(text)
+
+
+class TestTextOrBlock:
+    """A destination is a plain text, as in the Go client's files, or a block."""
+
+    def port(self, mapping: str) -> Any:
+        return backend(good=GOOD.replace('{default: "127.0.0.1:80"}', mapping)).port_mappings[443]
+
+    def test_a_text(self) -> None:
+        assert self.port("{default: a:1, hosts: {a.test: b:1}}") == PortMapping(
+            "a:1", {"a.test": "b:1"}
+        )
+
+    def test_a_block(self) -> None:
+        wanted = Destination(("a:1", "b:1"), "v2")
+        block = "{targets: [a:1, b:1], proxyProtocol: v2}"
+        assert self.port(f"{{default: {block}, hosts: {{a.test: {block}}}}}") == PortMapping(
+            wanted, {"a.test": wanted}
+        )
+
+    @pytest.mark.parametrize("nothing", ["", "~", '""'])
+    def test_nothing_is_nothing_unless_in_a_map(self, nothing: str) -> None:
+        text = f"{{hosts: {{a.test: a:1}}, default: {nothing}}}"
+        assert self.port(text) == PortMapping(hosts={"a.test": "a:1"})
+        bad = GOOD.replace('{default: "127.0.0.1:80"}', f"{{hosts: {{a.test: {nothing}}}}}")
+        [problem] = problems(bad)
+        assert problem.endswith('hosts["a.test"]: is a blank target: write "host:port"')
+
+    @pytest.mark.parametrize(
+        ("default", "said"),
+        [
+            ("[a:1]", "35: {}: must be a single value or a map, not a list"),
+            ("a", '35: {}: "a" has no port: write "a:80"'),
+            ("!x a:1", "35: {}: has a tag, which means nothing here; quote a value that begins"),
+            ("{targets: [a]}", '46: {}.targets[0]: "a" has no port: write "a:80"'),
+            ("{targets: a:1}", "45: {}.targets: must be a list, not a single value"),
+            ("{tragets: [a:1]}", "36: {}.tragets: unknown key; did you mean targets?"),
+        ],
+    )
+    def test_problems_have_their_place(self, default: str, said: str) -> None:
+        [problem] = problems(GOOD.replace('"127.0.0.1:80"', default))
+        place = 'backends[0] "app": portMappings[443].default'
+        assert problem.startswith("f:6:" + said.format(place))
+
+
+def test_a_key_that_several_blocks_have_is_sent_to_the_nearest() -> None:
+    [problem] = problems(GOOD + "caFile: x\n")
+    assert problem == "f:7:1: caFile: unknown key; it belongs in backends.tls"
+
+
+def test_a_bad_value_leaves_the_rest_of_its_block() -> None:
+    """A rule over two blocks is not misled by what is wrong elsewhere in one of them."""
+    text = GOOD.replace("{hmacSecret: 0123456789abcdef0123456789abcdef}", "{%s}").replace(
+        '    nexusAddresses: ["wss://relay.test/connect"]\n', ""
+    )
+    good, bad = "tpm: {authorizerUrl: https://a}", "tpm: {authorizerUrl: http://a}"
+    assert problems(text.replace("%s", good)) == []
+    for attestation in (f"{good}, timeoutSeconds: -1", bad):
+        assert len(problems(text.replace("%s", attestation))) == 1
 
 
 @pytest.mark.parametrize(
@@ -310,6 +369,16 @@ def test_folds_change_the_values_of_their_class() -> None:
     assert seen == [(("backends", 0), 2, "0x2")]
     assert config.backends[0].weight == 7
     assert report.warnings() == ['f:7:13: backends[0] "app": weight: was folded']
+
+
+def test_folds_can_ask_what_is_misspelt() -> None:
+    seen: list[bool] = []
+
+    def fold(walker: Walker, _values: object, _nodes: object, path: Path) -> None:
+        seen.extend(walker.is_misspelt((*path, key)) for key in ("weight", "tcpPorts"))
+
+    walk(GOOD + "    weigth: 2\n", {Backend: fold})
+    assert seen == [True, False]
 
 
 def test_a_name_that_is_none() -> None:

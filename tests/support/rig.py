@@ -57,6 +57,7 @@ class FakeConnector:
 
     def __init__(self) -> None:
         self.answers: list[Any] = []
+        self.released: list[Stream] = []
         self.gate = Event()
         self.gate.set()
 
@@ -69,6 +70,10 @@ class FakeConnector:
         return answer
 
     connect_flow = connect
+
+    def release(self, stream: Stream) -> None:
+        """Keep that it was called."""
+        self.released.append(stream)
 
 
 class Rig:

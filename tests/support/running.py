@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pytest
 
     from nexusg.agent.lifecycle import LifecycleEvent
+    from nexusg.config.model import Destination
 
 #: How often a condition is asked that no event announces.
 POLL_S = 2 * MS
@@ -109,7 +110,7 @@ class Running:
     def agent(
         self,
         *relays: DevRelay,
-        target: str = "127.0.0.1:9",
+        target: str | Destination = "127.0.0.1:9",
         start: bool = True,
         settings: dict[str, Any] | None = None,
         attestation: dict[str, Any] | None = None,
@@ -154,7 +155,7 @@ class Running:
 def make_config(
     relays: Sequence[DevRelay],
     *,
-    target: str = "127.0.0.1:9",
+    target: str | Destination = "127.0.0.1:9",
     settings: dict[str, Any] | None = None,
     attestation: dict[str, Any] | None = None,
     backend: dict[str, Any] | None = None,

@@ -67,6 +67,17 @@ def send_all(target: Target, data: bytes) -> OSError | None:
     return None
 
 
+def clog(target: Target, data: bytes) -> tuple[Greenlet[..., int], bytes]:
+    """Send as much as is taken; return a greenlet that waits in `send`, and what it sends."""
+    rest = send_now(target, data)
+    while True:
+        sending = Greenlet.spawn(target.send, rest)
+        turns()
+        if not sending.ready():
+            return sending, rest
+        rest = rest[sending.get() :]
+
+
 def read_datagram(target: UdpTarget, limit: int = 2048) -> bytes:
     """The next datagram, as a flow reads it. Blocks."""
     while (data := target.try_read(limit)) is None:
@@ -300,11 +311,7 @@ class TargetContract:
 
     def test_a_killed_sender_leaves_it_usable(self, ends: Any) -> None:
         target, peer = ends
-        rest = send_now(target, PAYLOAD)
-        if not self.takes_at_once:
-            rest = rest[target.send(rest) :]
-        sending = Greenlet.spawn(target.send, rest)
-        turns()
+        sending, rest = clog(target, PAYLOAD)
         sending.kill()
         finishing = Greenlet.spawn(send_all, target, rest)
         assert receive(peer, MIB) == PAYLOAD

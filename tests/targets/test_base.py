@@ -11,8 +11,10 @@ from nexusg.targets.base import READ_BYTES, Target
 from nexusg.targets.blocking import BlockingTarget
 from nexusg.targets.memory import MemorySocket
 from nexusg.targets.sockets import SocketTarget, TlsSocketTarget
+from nexusg.targets.terminate import TerminatedTarget
 
 
+KINDS = [BlockingTarget, MemorySocket, SocketTarget, TlsSocketTarget, TerminatedTarget]
 METHODS = {
     name: method
     for name, method in vars(Target).items()
@@ -25,7 +27,7 @@ def test_reads_are_whole_frames() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", [BlockingTarget, MemorySocket, SocketTarget, TlsSocketTarget])
+@pytest.mark.parametrize("kind", KINDS)
 def test_methods(kind: type, name: str) -> None:
     method = getattr(kind, name)
     assert list(inspect.signature(method).parameters) == list(
@@ -34,7 +36,7 @@ def test_methods(kind: type, name: str) -> None:
     assert inspect.getdoc(method)
 
 
-@pytest.mark.parametrize("kind", [BlockingTarget, MemorySocket, SocketTarget, TlsSocketTarget])
+@pytest.mark.parametrize("kind", KINDS)
 def test_many_cost_little(kind: type) -> None:
     assert all("__slots__" in vars(one) for one in kind.__mro__[:-1])
 

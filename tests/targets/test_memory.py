@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import Greenlet
@@ -13,6 +13,10 @@ from hypothesis import strategies as st
 
 from nexusg.targets.memory import LIMIT_BYTES, MemorySocket, memory_pair
 from tests.targets.conformance import TargetContract, turns
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class TestMemory(TargetContract):
@@ -104,6 +108,63 @@ def test_a_waiting_sender_learns_that_the_other_end_closed() -> None:
     turns()
     two.close()
     sending.get()
+
+
+def test_a_file_reads_lines_and_leaves_the_end_open() -> None:
+    one, two = memory_pair()
+    one.sendall(b"first\nsecond\nrest")
+    one.shutdown(SHUT_WR)
+    file = two.makefile("rb", -1)
+    assert (file.readline(), file.read(3), file.read(), file.read(1)) == (
+        b"first\n",
+        b"sec",
+        b"ond\nrest",
+        b"",
+    )
+    file.close()
+    two.sendall(b"still open")
+    assert one.recv(10) == b"still open"
+
+
+def test_a_file_waits_for_what_is_asked_of_it() -> None:
+    one, two = memory_pair(4)
+    file = two.makefile(buffering=2)
+    reading = Greenlet.spawn(file.read, 10)
+    one.sendall(b"0123456789")
+    assert reading.get() == b"0123456789"
+
+
+@pytest.mark.parametrize(("mode", "buffering"), [("wb", -1), ("r", -1), ("rb", 0)])
+def test_other_files_are_refused(mode: str, buffering: int) -> None:
+    with pytest.raises(ValueError, match="only a buffered file to read bytes"):
+        memory_pair()[0].makefile(mode, buffering)
+
+
+def test_sendall_of_several_greenlets_stays_apart() -> None:
+    one, two = memory_pair(10)
+    texts = [letter * 25 for letter in (b"a", b"b", b"c")]
+    for text in texts:
+        Greenlet.spawn(one.sendall, text)
+    assert two.makefile().read(75) == b"".join(texts)
+
+
+def test_a_killed_sendall_gives_way() -> None:
+    one, two = memory_pair(10)
+    first, second = (Greenlet.spawn(one.sendall, letter * 25) for letter in (b"a", b"b"))
+    turns()
+    first.kill()
+    assert two.makefile().read(35) == b"a" * 10 + b"b" * 25
+    second.get()
+
+
+@pytest.mark.parametrize("end", [MemorySocket.shutdown_write, MemorySocket.close])
+def test_it_says_whether_more_may_come(end: Callable[[MemorySocket], None]) -> None:
+    one, two = memory_pair()
+    one.sendall(b"x")
+    assert not two.ended
+    end(one)
+    assert two.ended
+    assert two.recv(1) == b"x"
 
 
 operations = st.lists(st.tuples(st.sampled_from(["put", "take"]), st.integers(0, 12)), max_size=60)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusg.config.hostnames import normalize
-from nexusg.config.model import PortMapping
+from nexusg.config.model import Destination, PortMapping
 from nexusg.targets.router import Route, Router
 
 
@@ -48,29 +49,33 @@ ROUTES = [
 ]
 
 
+def route(target: str, rule: Literal["exact", "wildcard", "default"], pattern: str) -> Route:
+    return Route(Destination((target,)), rule, pattern)
+
+
 def router(default: str | None = "default", hosts: dict[str, str] | None = None) -> Router:
     return Router({443: PortMapping(default=default, hosts=HOSTS if hosts is None else hosts)})
 
 
 @pytest.mark.parametrize(("host", "target"), ROUTES)
 def test_vectors(host: str, target: str) -> None:
-    route = router().resolve(443, host)
-    assert route is not None
-    assert route.target == target
+    found = router().resolve(443, host)
+    assert found is not None
+    assert found.destination == Destination((target,))
 
 
 @pytest.mark.parametrize(
-    ("host", "route"),
+    ("host", "expected"),
     [
-        ("Exact.test", Route("exact", "exact", "exact.test")),
-        ("a.deep.wild.test", Route("deep", "wildcard", "*.deep.wild.test")),
-        ("a.bücher.test", Route("idn-wild", "wildcard", "*.xn--bcher-kva.test")),
-        ("*.wild.test", Route("wild", "wildcard", "*.wild.test")),
-        ("nowhere", Route("default", "default", "default")),
+        ("Exact.test", route("exact", "exact", "exact.test")),
+        ("a.deep.wild.test", route("deep", "wildcard", "*.deep.wild.test")),
+        ("a.bücher.test", route("idn-wild", "wildcard", "*.xn--bcher-kva.test")),
+        ("*.wild.test", route("wild", "wildcard", "*.wild.test")),
+        ("nowhere", route("default", "default", "default")),
     ],
 )
-def test_a_route_names_the_rule_and_the_line(host: str, route: Route) -> None:
-    assert router().resolve(443, host) == route
+def test_a_route_names_the_rule_and_the_line(host: str, expected: Route) -> None:
+    assert router().resolve(443, host) == expected
 
 
 def test_without_a_default_there_may_be_no_route() -> None:
@@ -81,8 +86,8 @@ def test_without_a_default_there_may_be_no_route() -> None:
 
 def test_the_port_decides_first() -> None:
     ports = Router({port: PortMapping(default=f"port {port}") for port in (25, 80)})
-    assert ports.resolve(25, "x") == Route("port 25", "default", "default")
-    assert ports.resolve(80, "x") == Route("port 80", "default", "default")
+    assert ports.resolve(25, "x") == route("port 25", "default", "default")
+    assert ports.resolve(80, "x") == route("port 80", "default", "default")
     assert ports.resolve(443, "x") is None
 
 
@@ -91,9 +96,16 @@ def test_no_mappings_no_routes() -> None:
 
 
 def test_routes_are_frozen() -> None:
-    route = Route("a:1", "default", "default")
+    frozen = route("a:1", "default", "default")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        route.target = "b:2"  # type: ignore[misc]
+        frozen.rule = "exact"  # type: ignore[misc]
+
+
+def test_a_destination_is_passed_on_as_it_is() -> None:
+    to = Destination(("a:1", "b:1"), "v2")
+    found = Router({443: PortMapping(hosts={"a.test": to})}).resolve(443, "a.test")
+    assert found is not None
+    assert found.destination is to
 
 
 labels = st.sampled_from(["", "a", "b", "*"])
@@ -103,8 +115,8 @@ names = st.lists(labels, min_size=1, max_size=4).map(".".join)
 @given(st.sets(names), names)
 def test_rules_in_their_order(patterns: set[str], host: str) -> None:
     """Against the rules read out literally, over all patterns."""
-    route = router(hosts={pattern: pattern for pattern in patterns}).resolve(443, host)
-    assert route is not None
+    found = router(hosts={pattern: pattern for pattern in patterns}).resolve(443, host)
+    assert found is not None
     mapped = PortMapping(default="x", hosts={pattern: pattern for pattern in patterns}).hosts
     wanted = normalize(host)
     wild = [
@@ -116,8 +128,8 @@ def test_rules_in_their_order(patterns: set[str], host: str) -> None:
         and "." not in label
     ]
     if wanted in mapped and not wanted.startswith("*."):
-        assert (route.rule, route.pattern) == ("exact", wanted)
+        assert (found.rule, found.pattern) == ("exact", wanted)
     elif wild:
-        assert (route.rule, route.pattern) == ("wildcard", max(wild, key=len))
+        assert (found.rule, found.pattern) == ("wildcard", max(wild, key=len))
     else:
-        assert route.rule == "default"
+        assert found.rule == "default"

@@ -166,6 +166,7 @@ def test_others_cannot_answer(service: Any) -> None:
     ("target", "text", "code"),
     [
         ("unix:/run/x.sock", "target unix:/run/x.sock: a UDP flow needs host:port", "io"),
+        ("tls://127.0.0.1:53", "target tls://127.0.0.1:53: a UDP flow needs host:port", "io"),
         ("127.0.0.1:no-such", "target 127.0.0.1:no-such: the system knows no UDP service", "dns"),
         (f"{'x' * 64}.invalid:53", "target xxx", "dns"),
     ],

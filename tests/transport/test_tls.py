@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
-from gevent import Greenlet, socket
+from gevent import Greenlet, select, socket
 
 from nexusg.errors import DialFailed
 from nexusg.transport.connect import connect_tcp
@@ -86,6 +86,16 @@ def test_names(authority: Authority, names: list[str], dialled: str, asked: str 
     with serving(greeting, context=context) as server:
         handshake(server, trusting(authority), dialled)
     assert heard == [asked]
+
+
+def test_verification_can_be_off(stranger: Authority) -> None:
+    with serving(greeting, context=stranger.server_context(["elsewhere.test"])) as server:
+        assert handshake(server, TlsOptions(verify=False))[0]
+
+
+def test_without_alpn(authority: Authority) -> None:
+    with serving(greeting, context=authority.server_context()) as server:
+        assert handshake(server, trusting(authority, alpn=()))[0] == "TLSv1.3 None"
 
 
 @needs_ipv6
@@ -270,6 +280,23 @@ def test_a_server_that_resets(authority: Authority) -> None:
     with serving(resetting) as server:
         text = refusal(server, trusting(authority))
     assert text == f"the connection to {server.place} broke: Connection reset by peer"
+
+
+def test_a_server_that_reset_before(authority: Authority) -> None:
+    """As it does when it does not like the PROXY header."""
+
+    def resetting(_: Server, sock: Any) -> None:
+        sock.recv(1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()
+
+    with serving(resetting) as server:
+        sock = connect_tcp(server.host, server.port, 5)
+        sock.sendall(b"x")
+        select.select([sock], [], [], 5)
+        with pytest.raises(DialFailed, match="broke: Connection reset by peer") as caught:
+            wrap(sock, client_context(trusting(authority)), "127.0.0.1", place=server.place)
+    assert caught.value.code == "tls"
 
 
 @pytest.mark.parametrize("name", ["", ".", ".a.test", "a b.test", "a\0.test"])

@@ -1,0 +1,1 @@
+"""Attestation by the TPM of this machine (namek-server is the authorizer)."""
