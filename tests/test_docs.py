@@ -65,8 +65,10 @@ def test_there_is_code() -> None:
     assert len(CODE) >= 7
 
 
-def test_settings_load() -> None:
+def test_settings_load(tmp_path: Path) -> None:
     """``yml`` is a part of a backend, as in README."""
+    (tmp_path / "hmac-secret").write_text(SECRET)
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     found = [(page.name, text) for page in PAGES for text in blocks(page, "yml")]
     assert len(found) >= 4
     for name, text in found:
@@ -74,7 +76,7 @@ def test_settings_load() -> None:
         head = "".join(
             line for line in CONFIG.splitlines(True) if not (attested and "hmac" in line)
         )
-        loads(head + text, name, {}, mapped=True)
+        loads(head + text, name, environ, mapped=True)
 
 
 def test_links_lead_somewhere() -> None:
