@@ -65,6 +65,9 @@ WRITE_TIMEOUT_S = 10.0
 _SPEECHLESS = ("eof", "reset", "tls")
 #: After a failed write, how long the reader may still find out why.
 LAST_WORD_S = 0.5
+#: A stream that has been idle this long does without a greenlet: longer than the pauses of most
+#: keepalive connections, since a new greenlet costs some 15 us.
+REST_S = 20.0
 #: How long the close frame and what stands before it may take at the end.
 GOODBYE_S = 1.0
 
@@ -98,7 +101,7 @@ class Session:
         self._closing = False
         self._closed = Event()
         self._rearm = Event()
-        self._armed_at = 0.0
+        self._armed_at = self._rest_at = 0.0
 
     def names(self) -> dict[str, Any]:
         """The fields that every event of this session carries."""
@@ -332,6 +335,8 @@ class Session:
             now = self.context.clock()
             self._handle(self.core.tick(now))
             self.flush()
+            if now >= self._rest_at:
+                self._let_rest(now)
             since = self.link.writing_since
             if since is not None and now - since > WRITE_TIMEOUT_S:
                 self.context.counters.stalled_links += 1
@@ -342,6 +347,13 @@ class Session:
             self._rearm.clear()
             delay_s = max(self._armed_at - self.context.clock(), 0)
             self._rearm.wait(delay_s if delay_s < math.inf else None)
+
+    def _let_rest(self, now: float) -> None:
+        """Let streams give back their greenlets that have been idle for long."""
+        self._rest_at = now + REST_S / 2
+        for stream in self.core.streams.values():
+            if now - stream.idle_since >= REST_S and isinstance(stream.listener, StreamPump):
+                stream.listener.rest()
 
     def _task_failed(self, task: str, error: BaseException) -> None:
         self.context.task_failed(f"session {self.name}: {task}", error)

@@ -1,5 +1,8 @@
 """One greenlet per stream: it dials, then carries the local service's data to the relay.
 
+A stream that is idle for long gives its greenlet back, and has a new one when its service speaks:
+the greenlet is more than half of what an idle stream costs.
+
 Data towards the local service does not pass through that greenlet: the session's reader writes it
 directly, and only what the service does not take at once is kept here, in bytes and bounded, and
 written by a second greenlet that lives as long as the service is behind.
@@ -21,6 +24,7 @@ from nexusg.errors import NoRoute, TargetError
 from nexusg.protocol.messages import MAX_PAYLOAD_BYTES, Reason
 from nexusg.protocol.states import StreamState
 from nexusg.targets.base import READ_BYTES
+from nexusg.targets.sockets import SocketTarget
 
 
 if TYPE_CHECKING:
@@ -48,7 +52,7 @@ RESUME_PART = 4
 class StreamPump(StreamShell):
     """The shell of one stream: a `StreamListener`, its target, and its greenlets."""
 
-    __slots__ = ("_backlog", "_broken", "_drainer", "_user_gone")
+    __slots__ = ("_backlog", "_broken", "_drainer", "_resting", "_tired", "_user_gone")
 
     _target: Target | None
 
@@ -57,6 +61,8 @@ class StreamPump(StreamShell):
         self._backlog: collections.deque[memoryview | bytes] | None = None
         self._broken = ""  # why the service takes nothing any more
         self._user_gone = False
+        self._resting = False  # the greenlet waits for the service
+        self._tired = False  # it is to end when there is nothing to read
         self._drainer: Task | None = None
 
     # StreamListener: called from the protocol core, never blocking ---------------------------
@@ -86,6 +92,16 @@ class StreamPump(StreamShell):
     def _helpers(self) -> Iterator[Task | None]:
         yield self._drainer
 
+    def rest(self) -> None:
+        """Nothing has moved for long: do without a greenlet, where possible. Never blocks.
+
+        It is with plain sockets; of TLS the kernel does not see what is decrypted already.
+        """
+        target = self._target
+        if self._resting and type(target) is SocketTarget:
+            self._tired = True
+            target.rouse()
+
     # Local service to relay ------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -113,7 +129,8 @@ class StreamPump(StreamShell):
     def _relay(self) -> None:
         reason, error = Reason.NORMAL, ""
         try:
-            self._carry()
+            if not self._carry():
+                return
         except OSError as failure:
             reason, error = Reason.LOCAL_ERROR, failure.strerror or str(failure)
         clock, stream = self.session.context.clock, self.stream
@@ -135,8 +152,11 @@ class StreamPump(StreamShell):
     def _flushing(self) -> bool:
         return self.stream.state is StreamState.FLUSHING
 
-    def _carry(self) -> None:
-        """Carry data until the local service ends. Blocks. Raises OSError."""
+    def _carry(self) -> bool:
+        """Carry data until the local service ends, or until it is left to the hub to wait for it.
+
+        Return whether it has ended. Blocks. Raises OSError.
+        """
         stream, target, session = self.stream, self._target, self.session
         assert target is not None
         link, window = session.link, stream.window
@@ -151,15 +171,32 @@ class StreamPump(StreamShell):
                 limit = min(credits * MAX_PAYLOAD_BYTES, READ_BYTES)
                 data = target.try_read(limit)
                 if data is None:
-                    target.wait_readable()
+                    if self._tired and type(target) is SocketTarget:
+                        self._tired = False
+                        target.when_readable(self._wake)
+                        return False
+                    self._rest_for(target)
                     continue
+                self._tired = False
                 size = len(data)
                 if not size or stream.state is not StreamState.OPEN:
-                    return
+                    return True
                 stream.send(data)
                 link.flush()
                 if size < limit:  # that was all there is, most likely: do not ask the kernel again
-                    target.wait_readable()
+                    self._rest_for(target)
+
+    def _rest_for(self, target: Target) -> None:
+        self._resting = True
+        try:
+            target.wait_readable()
+        finally:
+            self._resting = False
+
+    def _wake(self) -> None:
+        """The service has spoken, or ended. Called by the hub."""
+        if self.stream.state is StreamState.OPEN and not self._user_gone:
+            self._main = self._spawn(self._relay)
 
     # Relay to local service ------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import sys
 import termios
@@ -18,10 +19,12 @@ from gevent.socket import SHUT_WR
 from gevent.socket import socket as gevent_socket
 from gevent.ssl import SSLWantReadError, SSLWantWriteError
 
-from nexusg.transport.waiting import READ, WRITE, release, wait, watcher
+from nexusg.transport.waiting import READ, WRITE, release, rouse, wait, watcher
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gevent._types import _IoWatcher
     from gevent.ssl import SSLSocket
 
@@ -65,6 +68,25 @@ class Endpoint:
         if self._readable is None:
             self._readable = watcher(self._sock, READ, _GONE)
         wait(self._readable)
+
+    def rouse(self) -> None:
+        """Let `wait_readable` return, with or without something to read. Never blocks."""
+        if self._readable is not None:
+            rouse(self._readable)
+
+    def when_readable(self, function: Callable[[], None]) -> None:
+        """Have the hub call ``function`` once when a read may have something. Never blocks.
+
+        Only while nobody is in `wait_readable`. Raises OSError.
+        """
+        if self._readable is None:
+            self._readable = watcher(self._sock, READ, _GONE)
+        self._readable.start(functools.partial(self._is_readable, function))
+
+    def _is_readable(self, function: Callable[[], None]) -> None:
+        assert self._readable is not None
+        self._readable.stop()
+        function()
 
     def close(self) -> None:
         """Close, and wake up whoever waits in a method with an OSError; idempotent."""

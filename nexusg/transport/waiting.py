@@ -37,6 +37,13 @@ def wait(watcher: _IoWatcher) -> None:
         watcher.stop()
 
 
+def rouse(watcher: _IoWatcher) -> None:
+    """Let whoever waits for ``watcher`` go on soon, as if there were something. Never blocks."""
+    waiting = watcher.args  # type: ignore[attr-defined]  # missing in the stubs
+    if waiting:
+        get_hub().loop.run_callback(waiting[0].switch, waiting[0])
+
+
 def release(watcher: _IoWatcher, closed: str) -> None:
     """Close ``watcher`` now, and let whoever waits for it raise OSError soon. Never blocks.
 

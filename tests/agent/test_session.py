@@ -12,6 +12,7 @@ import pytest
 from gevent import Greenlet
 
 from nexusg.agent import session as session_module
+from nexusg.agent.streams import StreamPump
 from nexusg.attest.base import Stage
 from nexusg.config.model import Attestation, Backend, HealthChecks
 from nexusg.errors import DialFailed, Rejected, Retry, SessionLost, TokenError, TokenTimeout
@@ -358,6 +359,22 @@ def break_writer(monkeypatch: pytest.MonkeyPatch) -> None:
         return send(link, data)
 
     monkeypatch.setattr(session_module.WsLink, "_send", broken)
+
+
+def test_streams_that_are_idle_for_long_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was used lately does not."""
+    monkeypatch.setattr(session_module, "REST_S", 0.0)
+    rested: list[str] = []
+    monkeypatch.setattr(StreamPump, "rest", lambda pump: rested.append(pump.stream.hostname))
+    session = bench.connect()
+    for name in ("idle.test", "busy.test"):
+        bench.open(b"x", hostname=name)
+    bench.until(lambda: len(session.core.streams) == 2)
+    (busy,) = (one for one in session.core.streams.values() if one.hostname == "busy.test")
+    busy.idle_since = bench.context.clock() + 1000
+    rested.clear()  # the ticker has looked before
+    session._let_rest(bench.context.clock())
+    assert rested == ["idle.test"]
 
 
 # Kills and bugs --------------------------------------------------------------------------------

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
+from gevent import socket
 from gevent.event import Event
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexusg.agent import streams as module
 from nexusg.config.model import Limits
 from nexusg.errors import NoRoute, TargetError
 from nexusg.protocol.messages import Reason
 from nexusg.protocol.stream import Cause
+from nexusg.targets.sockets import SocketTarget
 from tests.conftest import MS
 from tests.support.pair import User
 from tests.support.rig import Rig
@@ -21,6 +24,8 @@ from tests.support.rig import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from nexusg.agent.streams import StreamPump
 
 
 KIB, MIB = 1024, 1024 * 1024
@@ -717,6 +722,136 @@ def test_a_late_write_changes_nothing(rig: Rig) -> None:
 
 
 STEPS = ["data", "grant", "read", "write", "local end", "user end", "dial", "session end", "time"]
+
+
+# Rest ------------------------------------------------------------------------------------------
+
+
+def open_on_a_socket(rig: Rig, first: bytes = b"") -> tuple[User, StreamPump, Any]:
+    """A stream to a real socket, and the service's end of it."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(0)
+    rig.sockets.append(theirs)
+    target = SocketTarget(ours, "service:80", rig.context.buffer)
+    user, pump, _ = rig.open(first, answer=target)
+    return user, pump, theirs
+
+
+def at_rest(rig: Rig) -> tuple[User, StreamPump, Any]:
+    """One that does without a greenlet."""
+    user, pump, service = open_on_a_socket(rig, b"GET /")
+    assert service.recv(100) == b"GET /"
+    assert len(rig.context.tasks) == 1
+    pump.rest()
+    rig.run()
+    assert len(rig.context.tasks) == 0
+    return user, pump, service
+
+
+def test_an_idle_stream_does_without_a_greenlet(rig: Rig) -> None:
+    user, pump, service = at_rest(rig)
+    pump.rest()
+    service.send(b"hello")
+    rig.run()
+    assert user.data == b"hello"
+    assert len(rig.context.tasks) == 1
+    user.stream.send(b"more")
+    rig.run()
+    assert service.recv(100) == b"more"
+    pump.rest()
+    rig.run()
+    assert len(rig.context.tasks) == 0
+    service.close()
+    rig.run()
+    assert (user.data, user.reason) == (b"hello", "normal")
+    assert rig.closed().reason == "normal"
+
+
+def test_a_user_may_go_on_while_the_stream_rests(rig: Rig) -> None:
+    user, _, service = at_rest(rig)
+    user.stream.send(b"question")
+    rig.run()
+    assert service.recv(100) == b"question"
+    assert len(rig.context.tasks) == 0
+    user.stream.send(bytes(200_000))  # more than the service takes at once
+    rig.run()
+    taken = 0
+    while taken < 200_000:
+        taken += len(service.recv(200_000))
+        rig.run()
+    assert len(rig.context.tasks) == 0
+    service.send(b"answer")
+    rig.run()
+    assert user.data == b"answer"
+
+
+def test_a_user_may_leave_while_the_stream_rests(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER_STEP_S", 0)
+    user, _, service = at_rest(rig)
+    user.stream.end()
+    rig.run()
+    assert service.recv(1) == b""
+    service.send(b"nobody reads this")
+    service.close()
+    rig.run()
+    assert rig.closed().ended_by == "user"
+
+
+@pytest.mark.parametrize("cause", [Cause.SESSION, Cause.TIMEOUT])
+def test_a_stream_may_be_ended_while_it_rests(rig: Rig, cause: Cause) -> None:
+    _, pump, service = at_rest(rig)
+    service.shutdown(socket.SHUT_WR)  # which the hub has not seen yet
+    pump.on_end(cause)
+    rig.run()
+    assert service.recv(1) == b""
+    assert rig.closed().bytes_out == 0
+
+
+def test_data_that_comes_just_then_is_carried(rig: Rig) -> None:
+    user, pump, service = open_on_a_socket(rig)
+    pump.rest()
+    service.send(b"hello")
+    rig.run()
+    assert user.data == b"hello"
+    assert len(rig.context.tasks) == 1
+
+
+def test_other_targets_keep_their_greenlet(rig: Rig) -> None:
+    """Nothing but a plain socket can be left to the hub."""
+    user, pump, local = rig.open(b"")
+    pump.rest()
+    rig.run()
+    assert len(rig.context.tasks) == 1
+    local.send(b"hello")
+    rig.run()
+    assert user.data == b"hello"
+
+
+@given(steps=st.lists(st.sampled_from(["say", "ask", "rest", "run", "turn"]), max_size=20))
+def test_whenever_it_rests_nothing_is_lost(steps: list[str]) -> None:
+    rig = Rig()
+    user, pump, service = open_on_a_socket(rig)
+    said = asked = b""
+    for number, step in enumerate(steps):
+        if step == "say":
+            said += bytes([number])
+            service.send(bytes([number]))
+        elif step == "ask":
+            asked += bytes([number])
+            user.stream.send(bytes([number]))
+        elif step == "rest":
+            pump.rest()
+        elif step == "turn":
+            gevent.sleep(0)
+        else:
+            rig.run()
+    rig.run()
+    assert user.data == said
+    assert (service.recv(100) if asked else b"") == asked
+    service.close()
+    rig.run()
+    assert rig.closed().reason == "normal"
+    rig.stop()
 
 
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=25), dialled=st.booleans())

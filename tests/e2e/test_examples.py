@@ -59,7 +59,7 @@ def example(name: str, relay: DevRelay, *arguments: object) -> Iterator[None]:
     """Run an example until it is connected, and end it."""
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
     pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, env=environ, text=True, **pipes)
     try:
         assert relay.wait_agents(1, AMPLE_S), process.communicate(timeout=AMPLE_S)

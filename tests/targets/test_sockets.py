@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 from gevent import Greenlet, socket, ssl
+from gevent.event import Event
 from gevent.monkey import get_original
 
 from nexusg.targets.sockets import CROSSED_S, RECORD_BYTES, SocketTarget, TlsSocketTarget
@@ -121,6 +122,50 @@ def test_closed_sockets_are_not_kept() -> None:
     del ours
     gc.collect()
     assert fate() is None
+    theirs.close()
+
+
+def test_the_hub_waits_in_place_of_a_greenlet() -> None:
+    ours, theirs = tcp_pair()
+    target = SocketTarget(ours, "x", BUFFER)
+    target.rouse()  # nobody waits
+    called: list[bytes] = []
+    read = Event()
+
+    def readable() -> None:
+        called.append(bytes(target.try_read(100) or b""))
+        read.set()
+
+    target.when_readable(readable)
+    gevent.sleep(MS)
+    assert called == []
+    theirs.sendall(b"one")
+    assert read.wait(5)
+    theirs.sendall(b"two")
+    gevent.sleep(MS)
+    assert called == [b"one"], "once"
+    read.clear()
+    target.when_readable(readable)
+    assert read.wait(5)
+    assert called == [b"one", b"two"]
+    target.when_readable(readable)
+    target.close()
+    theirs.close()
+    gevent.sleep(MS)
+    assert called == [b"one", b"two"]
+    with pytest.raises(OSError, match="was closed"):
+        target.when_readable(readable)
+
+
+def test_a_waiting_greenlet_is_roused() -> None:
+    ours, theirs = tcp_pair()
+    target = SocketTarget(ours, "x", BUFFER)
+    waiting = Greenlet.spawn(target.wait_readable)
+    gevent.sleep(0)
+    target.rouse()
+    target.rouse()
+    waiting.get(timeout=5)
+    target.close()
     theirs.close()
 
 

@@ -9,7 +9,7 @@ import gevent
 import pytest
 from gevent import Greenlet
 
-from nexusg.transport.waiting import READ, WRITE, release, wait, watcher
+from nexusg.transport.waiting import READ, WRITE, release, rouse, wait, watcher
 from tests.conftest import MS
 
 
@@ -46,6 +46,24 @@ def test_a_release_ends_the_wait() -> None:
         release(reading, "it was closed")
         error = waiting.get(timeout=AMPLE_S)
         assert (error.errno, error.strerror) == (errno.EBADF, "it was closed")
+
+
+def test_a_wait_can_be_ended_without_an_error() -> None:
+    ours, theirs = stdlib.socketpair()
+    with ours, theirs:
+        reading = watcher(ours, READ, "unused")
+        rouse(reading)  # nobody waits
+        waiting = Greenlet.spawn(wait, reading)
+        gevent.sleep(0)
+        rouse(reading)
+        rouse(reading)
+        waiting.get(timeout=AMPLE_S)
+        waiting = Greenlet.spawn(wait, reading)
+        gevent.sleep(MS)
+        assert not waiting.ready(), "the second was for the wait before"
+        theirs.send(b"x")
+        waiting.get(timeout=AMPLE_S)
+        release(reading, "unused")
 
 
 def test_a_closed_socket_cannot_be_waited_for() -> None:
