@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench import agents
 from bench.bed import Relay
-from bench.scenarios import IDLE_STREAMS, Scenario, Settings, catalogue
+from bench.scenarios import IDLE_S, IDLE_STREAMS, QUICK_IDLE_S, Scenario, Settings, catalogue
 
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def agents_of(given: argparse.Namespace) -> list[agents.Agent]:
 def settings_of(given: argparse.Namespace) -> Settings:
     """How long and how large."""
     seconds, idle = (QUICK_SECONDS, QUICK_IDLE) if given.quick else (Settings.seconds, IDLE_STREAMS)
-    return Settings(given.seconds or seconds, given.idle or idle, given.plain)
+    idle_s = QUICK_IDLE_S if given.quick else IDLE_S
+    return Settings(given.seconds or seconds, given.idle or idle, idle_s, given.plain)
 
 
 def repeats_of(given: argparse.Namespace) -> int:
