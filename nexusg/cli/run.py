@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from functools import partial
@@ -54,6 +55,9 @@ def launch(loaded: Loaded, logging: Logging, make: Callable[..., Agent]) -> int:
 
     With several workers each calls it for itself. Blocks. Raises ConfigError.
     """
+    # Modules and settings are there to stay. Without this each full collection looks through them
+    # all, which is 20 ms in the middle of the traffic.
+    gc.freeze()
     notifier = Notifier.found()
     count = how_many(loaded.config.workers)
     if count == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -43,6 +44,14 @@ backends:
 shutdown: {{graceSeconds: 0}}
 logging: {{format: json}}
 """
+
+
+@pytest.fixture(autouse=True)
+def freezes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whenever a command has told the collector that what is there will stay. It has not."""
+    told: list[str] = []
+    monkeypatch.setattr(gc, "freeze", lambda: told.append("freeze"))
+    return told
 
 
 @pytest.fixture

@@ -92,10 +92,15 @@ def events(done: Done) -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_runs_until_a_signal(
-    running: Callable[..., Running], config: Callable[..., str], relay: DevRelay, number: int
+    running: Callable[..., Running],
+    config: Callable[..., str],
+    relay: DevRelay,
+    number: int,
+    freezes: list[str],
 ) -> None:
     command = running("--config", config())
     assert relay.wait_agents()
+    assert freezes == ["freeze"]
     done = command.end(number)
     assert (done.code, done.err) == (0, "")
     named = events(done)

@@ -198,7 +198,8 @@ def stop(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
 
 
 def test_each_worker_has_the_application_for_itself(relay: DevRelay, folder: Path) -> None:
-    (folder / "wsgi.py").write_text("import os\nprint(os.getpid())\n" + APP, encoding="utf-8")
+    tell = 'import os\nos.write(1, f"{os.getpid()}\\n".encode())  # at once, or workers mix\n'
+    (folder / "wsgi.py").write_text(tell + APP, encoding="utf-8")
     configure(relay, folder, "workers: 2\n")
     process = start("serve", "wsgi:app", cwd=folder)
     assert relay.wait_agents(2, AMPLE_S)
