@@ -101,18 +101,30 @@ def wrap(
     to do without TLS. Raises DialFailed with code ``tls``; the socket is closed then.
     """
     with closed_on_error(sock), connection_errors(place, "tls", without):
-        # gevent would take a socket that is broken already, fail, and leave it open.
-        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            raise OSError(code, os.strerror(code))
         try:  # as certificates and SNI know it
             name = ascii_host(server_name.rstrip(".").partition("%")[0])
         except ValueError as error:
             raise _failed(f"no certificate can hold the name {server_name!r}") from error
         # The handshake is apart: an interrupted one would leave nobody to close the socket.
-        wrapped = context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
+        wrapped = _wrapped(sock, context, name)
     with closed_on_error(wrapped), connection_errors(place, "tls", without):
         wrapped.do_handshake()
     return wrapped
+
+
+def _wrapped(sock: socket.socket, context: ssl.SSLContext, name: str) -> ssl.SSLSocket:
+    try:
+        return context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
+    except OSError as error:
+        # gevent takes over a socket that is reset already, fails, and leaves it open. Only its
+        # frame knows the one that it was making.
+        traceback = error.__traceback__
+        while traceback is not None:
+            half_made = traceback.tb_frame.f_locals.get("self")
+            if isinstance(half_made, ssl.SSLSocket):
+                half_made.close()
+            traceback = traceback.tb_next
+        raise
 
 
 def tls_failure(error: OSError, place: str, without: str = WITHOUT) -> DialFailed:

@@ -197,8 +197,6 @@ def test_nginx_takes_a_user_without_an_address(nginx: dict[str, str], version: s
         assert answer.headers["Seen"].startswith("127.0.0.1 ")
 
 
-# gevent leaves the descriptor of a socket that is reset just when TLS begins to the collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @needs_nginx
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
 def test_how_long_a_header_nginx_takes(
