@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("nexusg")
 
-#: A burst of a thousand streams that open and close at once fits.
-QUEUE_EVENTS = 4096
+#: The end of ten thousand streams at once fits, in some 10 MiB.
+QUEUE_EVENTS = 16_384
 
 
 class Dispatcher:

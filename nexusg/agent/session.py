@@ -68,6 +68,8 @@ LAST_WORD_S = 0.5
 #: A stream that has been idle this long does without a greenlet: longer than the pauses of most
 #: keepalive connections, since a new greenlet costs some 15 us.
 REST_S = 20.0
+#: Thousands of streams must not be seen to in one go; this many at a time, with pauses.
+RESTS_AT_A_TIME, REST_PAUSE_S = 256, 0.1
 #: How long the close frame and what stands before it may take at the end.
 GOODBYE_S = 1.0
 
@@ -343,7 +345,7 @@ class Session:
                 text = f"the relay took nothing for {WRITE_TIMEOUT_S:g} s"
                 self._stop(SessionLost(text, "stalled"))
                 return
-            self._armed_at = self.core.next_deadline()
+            self._armed_at = min(self.core.next_deadline(), self._rest_at)
             self._rearm.clear()
             delay_s = max(self._armed_at - self.context.clock(), 0)
             self._rearm.wait(delay_s if delay_s < math.inf else None)
@@ -351,9 +353,13 @@ class Session:
     def _let_rest(self, now: float) -> None:
         """Let streams give back their greenlets that have been idle for long."""
         self._rest_at = now + REST_S / 2
+        rested = 0
         for stream in self.core.streams.values():
             if now - stream.idle_since >= REST_S and isinstance(stream.listener, StreamPump):
-                stream.listener.rest()
+                rested += stream.listener.rest()
+                if rested == RESTS_AT_A_TIME:
+                    self._rest_at = now + REST_PAUSE_S
+                    break
 
     def _task_failed(self, task: str, error: BaseException) -> None:
         self.context.task_failed(f"session {self.name}: {task}", error)

@@ -92,15 +92,18 @@ class StreamPump(StreamShell):
     def _helpers(self) -> Iterator[Task | None]:
         yield self._drainer
 
-    def rest(self) -> None:
-        """Nothing has moved for long: do without a greenlet, where possible. Never blocks.
+    def rest(self) -> bool:
+        """Nothing has moved for long: do without a greenlet, where possible; whether it is.
 
-        It is with plain sockets; of TLS the kernel does not see what is decrypted already.
+        It is with plain sockets; of TLS the kernel does not see what is decrypted already. Never
+        blocks.
         """
         target = self._target
-        if self._resting and type(target) is SocketTarget:
-            self._tired = True
-            target.rouse()
+        if not self._resting or type(target) is not SocketTarget:
+            return False
+        self._tired = True
+        target.rouse()
+        return True
 
     # Local service to relay ------------------------------------------------------------------
 

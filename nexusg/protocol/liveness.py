@@ -27,6 +27,8 @@ PROBE_S = 3.0
 SWEEP_S = 5.0
 #: The shortest, and the shortest wait for a pong: no setting may turn the sweeps into a spin.
 FLOOR_S = 0.1
+#: Thousands of streams that were opened together must not hold everything up together.
+PINGS_AT_A_TIME = 256
 #: One lost pong is not a verdict.
 PINGS_BEFORE_VERDICT = 2
 
@@ -100,7 +102,10 @@ class Health:
         self._asked: dict[Stream, float] = {}  # when, the oldest question first
 
     def sweep(self, streams: Iterable[Stream], now: float) -> list[Stream] | None:
-        """Refresh the idle marks; the streams to ping. None between two sweeps."""
+        """Refresh the idle marks; the streams to ping. None between two sweeps.
+
+        When there are too many for one, the next one comes soon.
+        """
         if now < self._sweep_at:
             return None
         self._sweep_at = now + self.sweep_s
@@ -117,6 +122,9 @@ class Health:
                 and stream not in self._asked
             ):
                 silent.append(stream)
+                if len(silent) == PINGS_AT_A_TIME:
+                    self._sweep_at = now + FLOOR_S
+                    break
         for stream in silent:
             self.ask(stream, now)
         return silent

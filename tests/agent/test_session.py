@@ -365,7 +365,12 @@ def test_streams_that_are_idle_for_long_rest(bench: Bench, monkeypatch: pytest.M
     """The one that was used lately does not."""
     monkeypatch.setattr(session_module, "REST_S", 0.0)
     rested: list[str] = []
-    monkeypatch.setattr(StreamPump, "rest", lambda pump: rested.append(pump.stream.hostname))
+
+    def rest(pump: StreamPump) -> bool:
+        rested.append(pump.stream.hostname)
+        return True
+
+    monkeypatch.setattr(StreamPump, "rest", rest)
     session = bench.connect()
     for name in ("idle.test", "busy.test"):
         bench.open(b"x", hostname=name)
@@ -375,6 +380,12 @@ def test_streams_that_are_idle_for_long_rest(bench: Bench, monkeypatch: pytest.M
     rested.clear()  # the ticker has looked before
     session._let_rest(bench.context.clock())
     assert rested == ["idle.test"]
+    assert session._rest_at >= bench.context.clock() - 1
+    monkeypatch.setattr(session_module, "RESTS_AT_A_TIME", 1)
+    busy.idle_since = 0
+    rested.clear()
+    session._let_rest(bench.context.clock())
+    assert len(rested) == 1, "the others have their turn after a pause"
 
 
 # Kills and bugs --------------------------------------------------------------------------------

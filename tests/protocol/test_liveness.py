@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nexusg.protocol.liveness import (
     FLOOR_S,
     PING_AFTER_S,
+    PINGS_AT_A_TIME,
     PROBE_S,
     SILENCE_S,
     SWEEP_S,
@@ -167,6 +168,19 @@ def test_pongs_keep_an_idle_stream() -> None:
         checks.pong(stream)
         assert (stream.outstanding_pings, stream.idle_since) == (0, checks.now)
     assert checks.lost == []
+
+
+def test_many_streams_are_asked_a_part_at_a_time() -> None:
+    """Thousands that were opened together hold nothing up together."""
+    streams: list[Any] = [FakeStream() for _ in range(2 * PINGS_AT_A_TIME + 7)]
+    health = Health(HealthPolicy(), NOW)
+    at = NOW + 65
+    parts = []
+    while (silent := health.sweep(streams, at)) is not None:
+        parts.append(len(silent))
+        assert health.deadline <= at + SWEEP_S
+        at += FLOOR_S
+    assert parts == [PINGS_AT_A_TIME, PINGS_AT_A_TIME, 7]
 
 
 def test_one_lost_pong_is_not_a_verdict() -> None:
