@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nexusg.attest.tpm.device import AkBlobs, PytssDevice
+from nexusg.attest.tpm.names import device_id, slug
 from nexusg.attest.tpm.notices import EnrolmentFailed, Remark
 from nexusg.attest.tpm.shared import Identity
 from nexusg.attest.tpm.state import TpmState
@@ -95,9 +96,6 @@ def device(settings: Tpm) -> dict[str, Any]:
         found = tpm.endorsement()
     finally:
         tpm.close()
-    # Late: it needs cryptography, which the TPM library has brought.
-    from nexusg.relay.authorizer.devices import device_id, slug
-
     return {
         "tcti": settings.tcti,
         "ek_fingerprint": found.fingerprint,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hmac
 import os
-import uuid
 from typing import TYPE_CHECKING
 
+from nexusg.attest.tpm.names import device_id, slug
 from nexusg.relay.authorizer import credential
 from nexusg.relay.authorizer.keys import AttestationKey
 from nexusg.relay.authorizer.quote import Quote
@@ -23,13 +23,10 @@ if TYPE_CHECKING:
 
     from nexusg.relay.authorizer.keys import EndorsementKey
 
-NAMESPACE = uuid.UUID("a3e4b8c1-7f2d-4e6a-9b5c-d8f1e2a3b4c5")  # namek's
 PENDING_TTL_S = 300.0
 PENDING_CAPACITY = 5000
 
 ACTIVE, SUSPENDED, REVOKED = "active", "suspended", "revoked"
-CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
-SLUG_CHARACTERS = 20  # of 5 bits
 
 
 @dataclasses.dataclass(slots=True)
@@ -158,14 +155,3 @@ class Registry:
             for nonce, pending in self._pending.items()
             if pending.fingerprint != fingerprint and pending.expires_at >= now
         }
-
-
-def device_id(fingerprint: str) -> str:
-    """The id of the TPM with this EK fingerprint (hex)."""
-    return str(uuid.uuid5(NAMESPACE, fingerprint))
-
-
-def slug(fingerprint: str) -> str:
-    """The first 100 bits of a fingerprint (hex) in Crockford's base32: a device's host name."""
-    bits = int(fingerprint[: SLUG_CHARACTERS * 5 // 4], 16)
-    return "".join(CROCKFORD[bits >> 5 * at & 31] for at in reversed(range(SLUG_CHARACTERS)))

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import uuid
-
 import pytest
 
-from nexusg.relay.authorizer.devices import Registry, device_id, slug
+from nexusg.attest.tpm.names import device_id, slug
+from nexusg.relay.authorizer.devices import Registry
 from nexusg.relay.authorizer.keys import EndorsementKey
 from nexusg.relay.authorizer.refusal import Refusal
 from tests.support.clock import FakeClock
@@ -163,12 +162,3 @@ def test_secrets_are_not_shown() -> None:
     nonce, credential = device.begin()
     shown = repr(device.registry._pending[nonce])
     assert repr(device.tpm.activate(credential)) not in shown
-
-
-def test_identities() -> None:
-    """Deterministic; the ids and names of namek for the same fingerprint."""
-    fingerprint = "00443214c74254b635cf84653a56d7c675be77df" + "0" * 24
-    assert slug(fingerprint) == "0123456789abcdefghjk"
-    assert slug("f" * 64) == "z" * 20
-    namespace = uuid.UUID("a3e4b8c1-7f2d-4e6a-9b5c-d8f1e2a3b4c5")
-    assert device_id(fingerprint) == str(uuid.uuid5(namespace, fingerprint))
