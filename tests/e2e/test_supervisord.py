@@ -66,13 +66,14 @@ files=nexusg.conf
 """
 
 
-def fitted(folder: Path) -> str:
-    """The shipped program for this machine: nothing but the paths and the user is another."""
+def fitted(folder: Path, startsecs: int = 2) -> str:
+    """The shipped program for this machine: other paths, another user, and less patience."""
     text = PROGRAM.read_text()
     for shipped, ours in {
         "/opt/nexusg/bin/nexusg": f"{sys.executable} -m nexusg",
         "/etc/nexusg": str(folder),
         "user=nexusg\n": f"user={getpass.getuser()}\n",
+        "startsecs=5\n": f"startsecs={startsecs}\n",
         "/var/log/supervisor/nexusg.log": str(folder / "nexusg.log"),
     }.items():
         assert text.count(shipped) == 1, shipped
@@ -213,6 +214,9 @@ def unusable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisord]:
     folder = tmp_path_factory.mktemp("bad")
     bad = yaml(["wss://relay.example.com/connect"], 443, "127.0.0.1:9", "shutdwon: {}\n")
     write(folder, bad)
+    (folder / "supervisord.conf").write_text(SITE.format(folder=folder))
+    # However long it takes here to find out: the machine may be busy.
+    (folder / "nexusg.conf").write_text(fitted(folder, startsecs=60))
     with Supervisord(folder) as supervisord:
         yield supervisord
 
