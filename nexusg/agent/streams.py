@@ -43,7 +43,7 @@ DELIVERY_TIMEOUT_S = 30.0
 LINGER_S, LINGER_BYTES = 0.2, 256 * 1024
 #: How often the kernel is asked whether the service's host has everything.
 LINGER_STEP_S = 0.02
-#: What one read of a local service takes at most.
+#: What the largest read of a local service costs.
 READ_CREDITS = -(-READ_BYTES // MAX_PAYLOAD_BYTES)
 #: Below this part of its budget a paused stream goes on.
 RESUME_PART = 4
