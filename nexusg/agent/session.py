@@ -128,7 +128,7 @@ class Session:
             health=_health_policy(self.backend.health_checks),
             max_message_bytes=self.context.config.limits.message_bytes,
         )
-        self.link = WsLink(upgraded.socket, self.core.wire)
+        self.link = WsLink(upgraded.channel, self.core.wire)
         self.opened = True
         self._started, self._tls = started, upgraded.tls_version or ""
         try:

@@ -10,15 +10,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gevent import socket, ssl
+from gevent import socket
 
 from nexusg.errors import DialFailed
 from nexusg.transport.address import parse_address
+from nexusg.transport.channel import Channel
 from nexusg.transport.connect import closed_on_error, connect_tcp, join_host_port
 from nexusg.transport.deadline import Deadline, limit
 from nexusg.transport.failure import ConnectError
 from nexusg.transport.proxy import connect_through, proxy_for
-from nexusg.transport.tls import SYSTEM_TRUST, client_context, connection_errors, wrap
+from nexusg.transport.tls import SYSTEM_TRUST, client_context, connection_errors, open_channel
 from nexusg.transport.upgrade import upgrade
 
 
@@ -44,7 +45,7 @@ class Upgraded:
     ``peer`` is the address at the other end of the TCP connection, the proxy's if there is one.
     """
 
-    socket: socket.socket | ssl.SSLSocket
+    channel: Channel
     leftover: bytes
     peer: str
     tls_version: str | None
@@ -69,16 +70,20 @@ def open_link(
     proxy = proxy_for(address, os.environ if environ is None else environ)
     deadline = Deadline(timeout_s)
     sock = _connect(address, proxy, deadline)
-    with closed_on_error(sock):
+    channel = Channel(sock)
+    with closed_on_error(sock), connection_errors(address.place, "upgrade"):
         if proxy:
             connect_through(sock, proxy, address.host, address.port, deadline)
         if context:
             with limit(deadline, _late("did not finish the TLS handshake", address, timeout_s)):
-                sock = wrap(sock, context, tls.server_name or address.host, place=address.place)
-    with closed_on_error(sock), connection_errors(address.place, "upgrade"):
+                name = tls.server_name or address.host
+                channel = open_channel(sock, context, name, place=address.place)
         with limit(deadline, _late("did not answer the upgrade", address, timeout_s)):
-            leftover = upgrade(sock, address)
-        return _upgraded(sock, leftover, via_proxy=proxy is not None)
+            leftover = upgrade(channel, address)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        peer = join_host_port(*sock.getpeername()[:2])
+    return Upgraded(channel, leftover, peer, channel.tls_version, proxy is not None)
 
 
 def _connect(address: RelayAddress, proxy: Proxy | None, deadline: Deadline) -> socket.socket:
@@ -96,11 +101,3 @@ def _late(what: str, address: RelayAddress, timeout_s: float) -> DialFailed:
     return DialFailed(
         f"{address.place} {what} within the {timeout_s:.3g} s of the whole dial", "timeout"
     )
-
-
-def _upgraded(sock: socket.socket | ssl.SSLSocket, leftover: bytes, *, via_proxy: bool) -> Upgraded:
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-    host, port = sock.getpeername()[:2]
-    version = sock.version() if isinstance(sock, ssl.SSLSocket) else None
-    return Upgraded(sock, leftover, join_host_port(host, port), version, via_proxy)

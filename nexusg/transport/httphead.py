@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import gevent
 
 from nexusg.errors import DialFailed
 
 
-if TYPE_CHECKING:
-    from gevent import socket
-
 READ_BYTES = 4096  # one read takes any ordinary head
 _PREFIX = b"HTTP/"
 _STATUS = re.compile(r"HTTP/\d\.\d ([1-5]\d\d)( |$)")
 _END = re.compile(rb"\r?\n\r?\n")  # bare line feeds count (RFC 9112 section 2.2)
+
+
+class Readable(Protocol):
+    """What a head is read from."""
+
+    def recv(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; empty at the end. Blocks."""
 
 
 class ResponseHead(NamedTuple):
@@ -27,7 +31,7 @@ class ResponseHead(NamedTuple):
     rest: bytes
 
 
-def read_head(sock: socket.socket, limit_bytes: int, *, place: str, code: str) -> ResponseHead:
+def read_head(sock: Readable, limit_bytes: int, *, place: str, code: str) -> ResponseHead:
     """Receive a head, and what happens to come with it. Blocks.
 
     Raises DialFailed with ``code`` for an end, for something that is not HTTP, and for a head of

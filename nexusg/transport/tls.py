@@ -16,6 +16,7 @@ from gevent import socket, ssl
 
 from nexusg.errors import DialFailed
 from nexusg.transport.address import ascii_host
+from nexusg.transport.channel import TlsChannel
 from nexusg.transport.connect import closed_on_error
 from nexusg.transport.failure import words
 
@@ -101,15 +102,33 @@ def wrap(
     to do without TLS. Raises DialFailed with code ``tls``; the socket is closed then.
     """
     with closed_on_error(sock), connection_errors(place, "tls", without):
-        try:  # as certificates and SNI know it
-            name = ascii_host(server_name.rstrip(".").partition("%")[0])
-        except ValueError as error:
-            raise _failed(f"no certificate can hold the name {server_name!r}") from error
+        name = _known_name(server_name)
         # The handshake is apart: an interrupted one would leave nobody to close the socket.
         wrapped = _wrapped(sock, context, name)
     with closed_on_error(wrapped), connection_errors(place, "tls", without):
         wrapped.do_handshake()
     return wrapped
+
+
+def open_channel(
+    sock: socket.socket, context: ssl.SSLContext, server_name: str, *, place: str
+) -> TlsChannel:
+    """Shake hands as `wrap` does, for a connection that carries much: see `TlsChannel`. Blocks.
+
+    Raises DialFailed with code ``tls``; the socket is closed then.
+    """
+    with closed_on_error(sock), connection_errors(place, "tls"):
+        channel = TlsChannel(sock, context, _known_name(server_name))
+        channel.handshake()
+        return channel
+
+
+def _known_name(server_name: str) -> str:
+    """The name as certificates and SNI know it."""
+    try:
+        return ascii_host(server_name.rstrip(".").partition("%")[0])
+    except ValueError as error:
+        raise _failed(f"no certificate can hold the name {server_name!r}") from error
 
 
 def _wrapped(sock: socket.socket, context: ssl.SSLContext, name: str) -> ssl.SSLSocket:

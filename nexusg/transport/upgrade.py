@@ -22,9 +22,8 @@ from nexusg.version import __version__
 
 
 if TYPE_CHECKING:
-    from gevent import socket
-
     from nexusg.transport.address import RelayAddress
+    from nexusg.transport.channel import Channel
     from nexusg.transport.httphead import ResponseHead
 
 MAX_HEAD_BYTES = 64 * 1024  # Go's and nginx's servers stay far below; h11 stops at 16 KiB
@@ -45,15 +44,15 @@ _HINTS = {
 }
 
 
-def upgrade(sock: socket.socket, address: RelayAddress) -> bytes:
-    """Turn a connected socket into a WebSocket; return what came behind the answer. Blocks.
+def upgrade(channel: Channel, address: RelayAddress) -> bytes:
+    """Turn a connection into a WebSocket; return what came behind the answer. Blocks.
 
     Raises UpgradeRefused for a status other than 101, DialFailed with code ``upgrade`` for an
-    answer that is not one, or with code ``tls``. The caller keeps the socket and limits the time.
+    answer that is not one, or with code ``tls``. The caller keeps the channel and limits the time.
     """
     import websocket  # late: importing nexusg stays cheap, and a host may still patch
 
-    shim = HandshakeSock(sock, address)
+    shim = HandshakeSock(channel, address)
     client: Any = websocket.WebSocket(enable_multithread=False)
     try:
         with connection_errors(address.place, "upgrade"):
@@ -78,8 +77,8 @@ def upgrade(sock: socket.socket, address: RelayAddress) -> bytes:
 class HandshakeSock:
     """As much of a socket as websocket-client needs for one upgrade."""
 
-    def __init__(self, sock: socket.socket, address: RelayAddress) -> None:
-        self._sock = sock
+    def __init__(self, channel: Channel, address: RelayAddress) -> None:
+        self._channel = channel
         self._address = address
         self._head = b""
         self._given = 0
@@ -91,7 +90,7 @@ class HandshakeSock:
 
     def send(self, data: bytes) -> int:
         """Send everything, and say so. Blocks."""
-        self._sock.sendall(data)
+        self._channel.sendall(data)
         return len(data)
 
     def recv(self, size_bytes: int) -> bytes:
@@ -111,7 +110,7 @@ class HandshakeSock:
         """Nothing: the socket is the caller's."""
 
     def _read(self) -> bytes:
-        head = read_head(self._sock, MAX_HEAD_BYTES, place=self._address.place, code="upgrade")
+        head = read_head(self._channel, MAX_HEAD_BYTES, place=self._address.place, code="upgrade")
         if head.status != HTTPStatus.SWITCHING_PROTOCOLS:
             raise _refusal(self._address, head)
         self.leftover = head.rest

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
-from gevent import get_hub, socket, ssl
+from gevent import get_hub, ssl
 from gevent.event import Event
 
 from nexusg.errors import SessionLost
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from gevent._types import _IoWatcher
 
+    from nexusg.transport.channel import Channel
+
 
 #: This much output leaves at once, and so much one stream adds at most when it is let in. While the
 #: kernel takes nothing, nobody is let in, so a control message waits behind one batch that is under
@@ -36,9 +38,6 @@ BATCH_BYTES = 96 * 1024
 #: bytes others have a turn. A read counts for some bytes in itself, so that a turn is some 30 reads
 #: of small messages at most.
 TURN_BYTES, READ_COST_BYTES = 192 * 1024, 6 * 1024
-# When TLS must read to write, or write to read, somebody else may be at that already. It happens in
-# a renegotiation or key update only, so trying again soon is good enough.
-CROSSED_S = 0.01
 
 _CLOSED = "the connection to the relay was closed"
 _STOPPED = "nothing more is read"
@@ -58,7 +57,7 @@ class WsLink:
 
     def __init__(
         self,
-        connection: socket.socket | ssl.SSLSocket,
+        channel: Channel,
         output: Output,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,14 +66,14 @@ class WsLink:
         self._reading = True
         #: When the write that waits for the kernel last made progress (monotonic seconds), or None.
         self.writing_since: float | None = None
-        connection.settimeout(0.0)
-        self._socket = connection
+        channel.unblock()
+        self._channel = channel
         self._output = output
         self._clock = clock
         self._loop: Any = get_hub().loop
         self._readable: _IoWatcher | None = None
         self._writable: _IoWatcher | None = None
-        self._rest: memoryview | None = None  # taken from the output, but not by the kernel
+        self._blocked = False  # the kernel takes nothing now, or nothing more is to be written
         self._failure: SessionLost | None = None
         self._over = Event()  # closed, or failed
         self._flushed = Event()
@@ -105,13 +104,11 @@ class WsLink:
     def _receive(self, buffer: memoryview) -> int:
         while self._reading:
             try:
-                return self._socket.recv_into(buffer)
-            except (BlockingIOError, ssl.SSLWantReadError):
+                return self._channel.read_into(buffer)
+            except BlockingIOError:
                 if self._readable is None:
-                    self._readable = watcher(self._socket, READ, _CLOSED)
+                    self._readable = watcher(self._channel, READ, _CLOSED)
                 wait(self._readable)
-            except ssl.SSLWantWriteError:
-                gevent.sleep(CROSSED_S)
         raise OSError(errno.ECANCELED, _STOPPED)
 
     # Writing ---------------------------------------------------------------------------------
@@ -119,11 +116,11 @@ class WsLink:
     @property
     def full(self) -> bool:
         """Whether whoever has more to send should `wait_for_room` first."""
-        return self._rest is not None or self._written_bytes >= TURN_BYTES
+        return self._blocked or self._written_bytes >= TURN_BYTES
 
     def flush(self) -> None:
         """There is output: have it written, at the end of this turn at the latest. Never blocks."""
-        if self._rest is None and not self.closed:
+        if not (self._blocked or self.closed):
             if self._output.pending_bytes >= BATCH_BYTES:
                 self._write_out(BATCH_BYTES)
                 self._see_turn()
@@ -157,7 +154,7 @@ class WsLink:
 
     @property
     def _unwritten(self) -> bool:
-        return self._rest is not None or bool(self._output.pending_bytes)
+        return self._blocked or bool(self._output.pending_bytes)
 
     def _see_turn(self) -> None:
         if not self._scheduled:
@@ -177,50 +174,43 @@ class WsLink:
 
     def _write_out(self, least_bytes: int) -> None:
         """Write while there is at least so much, and the kernel takes it."""
-        output = self._output
+        output, channel = self._output, self._channel
         try:
-            while self._rest is None and output.pending_bytes >= least_bytes:
+            while not self._blocked and output.pending_bytes >= least_bytes:
                 data = output.take_output()
-                count = self._send(data)
-                self._written_bytes += count
-                if count < len(data):
-                    self._wait_for_kernel(memoryview(data)[count:])
+                self.bytes_out += len(data)
+                self._written_bytes += len(data)
+                if not channel.write(data):
+                    self._wait_for_kernel()
         except OSError as error:
             self._break(error)
 
-    def _send(self, data: bytes | memoryview) -> int:
-        try:
-            count: int = self._socket.send(data)  # TLS: all, or 0 and the same again later
-        except BlockingIOError:
-            return 0
-        self.bytes_out += count
-        return count
-
-    def _wait_for_kernel(self, rest: memoryview) -> None:
-        self._rest, self.writing_since = rest, self._clock()
+    def _wait_for_kernel(self) -> None:
+        self._blocked, self.writing_since = True, self._clock()
         if self._writable is None:
-            self._writable = watcher(self._socket, WRITE, _CLOSED)
+            self._writable = watcher(self._channel, WRITE, _CLOSED)
         self._writable.start(self._go_on)
 
     def _go_on(self) -> None:
         """The kernel takes more. Called by the hub."""
-        assert self._rest is not None
         assert self._writable is not None
+        channel = self._channel
+        before = channel.unsent
         try:
-            count = self._send(self._rest)
+            done = channel.flush()
         except OSError as error:
             self._break(error)
             return
-        if count:
-            self._rest, self.writing_since = self._rest[count:], self._clock()
-        if not self._rest:
+        if channel.unsent < before:
+            self.writing_since = self._clock()
+        if done:
             self._writable.stop()
-            self._rest = self.writing_since = None
+            self._blocked, self.writing_since = False, None
             self._turn()
 
     def _break(self, error: OSError) -> None:
         self._failure = lost(error)
-        self._rest, self.writing_since = memoryview(b""), None  # nothing more is written
+        self._blocked, self.writing_since = True, None  # nothing more is written
         if self._writable is not None:
             self._writable.stop()
         self._over.set()
@@ -228,7 +218,7 @@ class WsLink:
 
     def _let_in(self) -> None:
         """Wake as many waiters as there is room for in one turn."""
-        if self._rest is None:
+        if not self._blocked:
             for _ in range(TURN_BYTES // BATCH_BYTES):
                 if self._waiting:
                     self._waiting.popleft().set()
@@ -256,11 +246,7 @@ class WsLink:
                 if used is not None:
                     release(used, _CLOSED)
             self._readable = self._writable = None
-            try:  # the end, rather than the reset that a close with unread input would be
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-            except OSError:  # it is no longer connected
-                pass
-            self._socket.close()
+            self._channel.close()
             self._over.set()
             self._flushed.set()
             while self._waiting:
@@ -271,7 +257,7 @@ class WsLink:
         are sent, and the parent's connection is untouched. Never blocks."""
         if not self.closed:
             nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, self._socket.fileno(), inheritable=False)
+            os.dup2(nowhere, self._channel.fileno(), inheritable=False)
             os.close(nowhere)
 
 

@@ -18,6 +18,7 @@ from nexusg.config.model import Attestation, Backend, HealthChecks
 from nexusg.errors import DialFailed, Rejected, Retry, SessionLost, TokenError, TokenTimeout
 from nexusg.protocol.messages import Reason
 from nexusg.protocol.wsframes import PING, encode_frame
+from nexusg.transport.channel import Channel
 from tests.conftest import MS
 from tests.support.pair import NONCE, Local
 from tests.support.peer import RELAY, Bench
@@ -25,8 +26,6 @@ from tests.support.peer import RELAY, Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from nexusg.transport.wslink import WsLink
 
 
 NAMES = {"backend": "web", "relay": RELAY, "session": "s1"}
@@ -351,14 +350,14 @@ def test_after_a_failed_write_the_relay_may_still_say_why(
 
 def break_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every write fail that holds a ping ``break``."""
-    send = session_module.WsLink._send
+    write = Channel.write
 
-    def broken(link: WsLink, data: bytes) -> int:
+    def broken(channel: Channel, data: bytes) -> bool:
         if data[:2] == b"\x89\x85":
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-        return send(link, data)
+        return write(channel, data)
 
-    monkeypatch.setattr(session_module.WsLink, "_send", broken)
+    monkeypatch.setattr(Channel, "write", broken)
 
 
 def test_streams_that_are_idle_for_long_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

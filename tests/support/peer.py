@@ -29,6 +29,7 @@ from nexusg.protocol.messages import Event as ControlEvent
 from nexusg.protocol.relay_events import TokenReceived
 from nexusg.protocol.relay_session import RelaySession
 from nexusg.targets.memory import MemorySocket, memory_pair
+from nexusg.transport.channel import Channel
 from nexusg.transport.dial import Upgraded
 from tests.conftest import MS
 from tests.support.pair import NONCE, User
@@ -300,7 +301,7 @@ class Bench:
         self.dialled += 1
         if self.dial_error is not None:
             raise self.dial_error
-        return Upgraded(self.peer.theirs, self.leftover, "192.0.2.1:443", "TLSv1.3", False)
+        return Upgraded(Channel(self.peer.theirs), self.leftover, "192.0.2.1:443", "TLSv1.3", False)
 
     def _emit(self, event: LifecycleEvent) -> None:
         self.events.append(event)

@@ -91,9 +91,9 @@ def test_a_websockets_server_with_tls(authority: Authority, trust: TlsOptions) -
             "TLSv1.3",
             False,
         )
-        link.socket.sendall(TEXT)
-        assert link.socket.recv(100) == b"\x81\x05HELLO"
-        link.socket.close()
+        link.channel.sendall(TEXT)
+        assert link.channel.recv(100) == b"\x81\x05HELLO"
+        link.channel.close()
 
 
 def test_a_wsproto_server_that_speaks_at_once() -> None:
@@ -116,13 +116,14 @@ def test_a_wsproto_server_that_speaks_at_once() -> None:
         link = open_link(server.url())
         assert link.leftover == b"\x81\x05early"
         assert link.tls_version is None
-        link.socket.sendall(TEXT)
-        assert link.socket.recv(100) == b"HELLO"
-        link.socket.close()
+        link.channel.sendall(TEXT)
+        assert link.channel.recv(100) == b"HELLO"
+        link.channel.close()
 
 
 def test_the_socket_is_ready_for_use() -> None:
-    with serving(accepting()) as server, open_link(server.url()).socket as sock:
+    with serving(accepting()) as server, open_link(server.url()).channel as channel:
+        sock = channel._sock
         assert sock.gettimeout() is None
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -136,7 +137,7 @@ def test_the_socket_is_ready_for_use() -> None:
 def test_without_notsent_lowat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("nexusg.transport.dial.socket.TCP_NOTSENT_LOWAT", raising=False)
     with serving(accepting()) as server:
-        open_link(server.url()).socket.close()
+        open_link(server.url()).channel.close()
 
 
 @needs_ipv6
@@ -144,7 +145,7 @@ def test_ipv6(authority: Authority, trust: TlsOptions) -> None:
     with serving(accepting(), context=authority.server_context(), host="::1") as server:
         link = open_link(server.url(), tls=trust)
         assert link.peer == server.place
-        link.socket.close()
+        link.channel.close()
     assert headers_of(server.requests[0])["host"] == server.place
 
 
@@ -152,13 +153,13 @@ def test_an_early_frame_over_tls(authority: Authority, trust: TlsOptions) -> Non
     with serving(accepting(ECHO), context=authority.server_context()) as server:
         link = open_link(server.url(), tls=trust)
         assert link.leftover == ECHO
-        link.socket.close()
+        link.channel.close()
 
 
 def test_server_name(authority: Authority) -> None:
     options = TlsOptions(ca_file=str(authority.ca_file), server_name="inside.test")
     with serving(accepting(), context=authority.server_context(["inside.test"])) as server:
-        open_link(server.url(), tls=options).socket.close()
+        open_link(server.url(), tls=options).channel.close()
         assert headers_of(server.requests[0])["host"] == server.place
 
 
@@ -346,7 +347,7 @@ def test_through_a_proxy(
         url = f"{'wss' if secure else 'ws'}://relay.test:8443/connect"
         link = open_link(url, tls=trust, environ=environ)
         assert (link.via_proxy, link.peer, link.leftover) == (True, proxy.place, ECHO)
-        link.socket.close()
+        link.channel.close()
         assert proxy.requests[0].startswith(b"CONNECT relay.test:8443 HTTP/1.1\r\n")
         assert b"Proxy-Authorization: Basic bWU6aHVudGVyMg==\r\n" in proxy.requests[0]
         assert b"roxy" not in relay.requests[0]
@@ -401,7 +402,7 @@ UNPATCHED = """
     with serving(accepting(b"early"), context=context) as server:
         link = open_link(server.url(), tls=TlsOptions(ca_file=authority))
         print(link.leftover, link.tls_version, monkey.is_anything_patched())
-        link.socket.close()
+        link.channel.close()
 """
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from nexusg.errors import SessionLost
 from nexusg.transport import wslink
+from nexusg.transport.channel import Channel, TlsChannel
 from nexusg.transport.wslink import BATCH_BYTES, READ_COST_BYTES, TURN_BYTES, WsLink
 from tests.conftest import MS
 from tests.support.clock import FakeClock
@@ -57,7 +58,7 @@ class FakeOutput:
 class Linked:
     """A link, the socket at its other end, and the greenlets that a session would have."""
 
-    def __init__(self, ours: Any, theirs: Any) -> None:
+    def __init__(self, ours: Channel, theirs: Any) -> None:
         theirs.settimeout(AMPLE_S)
         self.peer = theirs
         self.output = FakeOutput()
@@ -134,7 +135,7 @@ def plain_link() -> Iterator[Linked]:
         theirs, _ = listener.accept()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-    linked = Linked(ours, theirs)
+    linked = Linked(Channel(ours), theirs)
     yield linked
     linked.stop()
 
@@ -146,7 +147,9 @@ def tls_link(authority: Authority) -> Iterator[Linked]:
     server = Greenlet.spawn(authority.server_context().wrap_socket, theirs, server_side=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(authority.ca_file)
-    linked = Linked(context.wrap_socket(ours, server_hostname="localhost"), server.get())
+    channel = TlsChannel(ours, context, "localhost")
+    channel.handshake()
+    linked = Linked(channel, server.get())
     yield linked
     linked.stop()
 
@@ -490,7 +493,7 @@ def test_the_peer_sees_the_end_at_once(linked: Linked) -> None:
 
 def test_a_disowned_link_leads_nowhere(linked: Linked) -> None:
     """In a child of fork. The connection is the parent's, which has its own descriptor."""
-    parents = os.dup(linked.link._socket.fileno())
+    parents = os.dup(linked.link._channel.fileno())
     try:
         writer = linked.watch()
         linked.link.disown()
