@@ -102,17 +102,21 @@ class UdpFlow(StreamShell):
         stream, link, context = self.stream, self.session.link, self.session.context
         limit = context.config.limits.udp_datagram_bytes
         while True:
-            # Each wait may take long, so all conditions are looked at again after it.
+            # Each wait may take long, so what is needed is looked at again after it.
             if not stream.sendable:
                 self._wait(None)
-            elif link.full:
+                continue
+            if link.full:
                 link.wait_for_room()
-            elif (datagram := target.try_read(limit)) is None:
+                if not stream.sendable:
+                    continue
+            datagram = target.try_read(limit)
+            if datagram is None:
                 target.wait_readable()
-            else:
-                stream.send_datagram(datagram)
-                context.flows.used(self)
-                link.flush()
+                continue
+            stream.send_datagram(datagram)
+            context.flows.used(self)
+            link.flush()
 
     def _user_left(self) -> None:
         # There is no half-close to pass on, and nothing that could still be on its way.

@@ -164,30 +164,32 @@ class StreamPump(StreamShell):
         assert target is not None
         link, window = session.link, stream.window
         while True:
-            # Each wait may take long, so all conditions are looked at again after it.
+            # Each wait may take long, so what is needed is looked at again after it.
             if not stream.sendable:
                 self._wait(None)
-            elif link.full:
+                continue
+            if link.full:
                 link.wait_for_room()
-            else:
-                credits = READ_CREDITS if window.unlimited else window.available
-                limit = min(credits * MAX_PAYLOAD_BYTES, READ_BYTES)
-                data = target.try_read(limit)
-                if data is None:
-                    if self._tired and type(target) is SocketTarget:
-                        self._tired = False
-                        target.when_readable(self._wake)
-                        return False
-                    self._rest_for(target)
+                if not stream.sendable:
                     continue
-                self._tired = False
-                size = len(data)
-                if not size or stream.state is not StreamState.OPEN:
-                    return True
-                stream.send(data)
-                link.flush()
-                if size < limit:  # that was all there is, most likely: do not ask the kernel again
-                    self._rest_for(target)
+            credits = READ_CREDITS if window.unlimited else window.available
+            limit = min(credits * MAX_PAYLOAD_BYTES, READ_BYTES)
+            data = target.try_read(limit)
+            if data is None:
+                if self._tired and type(target) is SocketTarget:
+                    self._tired = False
+                    target.when_readable(self._wake)
+                    return False
+                self._rest_for(target)
+                continue
+            self._tired = False
+            size = len(data)
+            if not size or stream.state is not StreamState.OPEN:
+                return True
+            stream.send(data)
+            link.flush()
+            if size < limit:  # that was all there is, most likely: do not ask the kernel again
+                self._rest_for(target)
 
     def _rest_for(self, target: Target) -> None:
         self._resting = True

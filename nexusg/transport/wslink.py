@@ -128,9 +128,10 @@ class WsLink:
                 self._see_turn()
 
     def wait_for_room(self) -> None:
-        """Return when more may be added to the output, or the link is closed. Blocks.
+        """Return when it is the caller's turn to add a batch, or the link is closed. Blocks.
 
-        Whoever asked first is let in first.
+        Whoever asked first is let in first. A turn is to be used even if the link is `full` again:
+        who gave it up because another has filled the link meanwhile might wait for ever.
         """
         if not self.closed:
             place = Event()

@@ -255,6 +255,37 @@ def test_a_full_link_holds_the_service(rig: Rig) -> None:
     assert user.data == b"held back"
 
 
+def test_whose_turn_it_is_need_not_find_room(rig: Rig) -> None:
+    """Another stream may have filled the link once more in the same moment: on a slow uplink one
+    that downloads would do so for ever."""
+    user, _, local = rig.open(b"")
+    rig.link.full = True
+    local.send(b"one")
+    rig.run()
+    assert not user.data
+    rig.link.room.set()
+    rig.run()
+    assert user.data == b"one"
+    local.send(b"two")
+    rig.run()
+    assert user.data == b"one", "one turn is for one batch"
+    rig.link.room.set()
+    rig.run()
+    assert user.data == b"onetwo"
+
+
+def test_no_turn_without_credits(rig: Rig) -> None:
+    """What is needed may have gone while the stream waited for its turn."""
+    user, pump, local = rig.open(b"")
+    rig.link.full = True
+    local.send(b"held back")
+    rig.run()
+    pump.stream.window.available = 0
+    rig.link.room.set()
+    rig.run()
+    assert not user.data
+
+
 @given(sizes=st.lists(st.integers(1, 100 * KIB), max_size=6))
 def test_any_answer_arrives_whole(sizes: list[int]) -> None:
     """Whatever the sizes of its writes, the answer is exact and in frames of at most 32 KiB."""

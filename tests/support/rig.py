@@ -48,8 +48,9 @@ class FakeLink:
         """The test moves the bytes."""
 
     def wait_for_room(self) -> None:
-        """Wait until the test makes room. Blocks."""
+        """Wait until the test makes room, once. Blocks."""
         self.room.wait()
+        self.room.clear()
 
 
 class FakeConnector:
