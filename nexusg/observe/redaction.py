@@ -50,8 +50,7 @@ def redact_fields(_logger: object, _method: str, fields: Any) -> Any:
 
 def suspicious(line: str) -> bool:
     """Whether there may be anything to redact in a whole line, names of fields included."""
-    lower = line.lower()
-    return any(hint in lower for hint in _HINTS)
+    return any(map(line.lower().__contains__, _HINTS))
 
 
 def redact_text(text: str) -> str:

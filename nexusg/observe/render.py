@@ -5,6 +5,7 @@ It must not know events, nor where the lines go.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ _CONTROLS = {
 # as it is JSON, which spares each field a search of its own.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _JSON = JSONRenderer(ensure_ascii=False)
+_PLAIN_JSON = json.JSONEncoder(ensure_ascii=False).encode  # the same, made once
 _IN_TRACEBACK = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
 
 
@@ -44,14 +46,14 @@ def timestamp(at: float) -> str:
 def renderer(*, console: bool, colors: bool = False) -> Renderer:
     """What makes lines: without secrets, and tracebacks without the values of variables."""
     chain = _console(colors) if console else _json()
-    plain = None if console else _JSON
+    plain = None if console else _PLAIN_JSON
 
     def render(fields: dict[str, Any]) -> bytes:
         value: Any = fields
         if (
             plain is None
             or not _PLAIN.issuperset(map(type, fields.values()))
-            or suspicious(value := str(plain(None, "", fields)))
+            or suspicious(value := plain(fields))
         ):
             value = _through(chain, fields)
         # Half a surrogate pair, such as in the name of a file, becomes its escape.

@@ -53,33 +53,43 @@ def dial(
     each time (PROTOCOL.md section 10.3). Raises TargetError with code ``refused``, ``timeout``,
     ``dns``, ``unreachable``, ``tls`` or ``io``. Blocks.
     """
-    late = TargetError(f"target {target}: not connected within {timeout_s:.3g} s", "timeout")
     try:
+        if not target.startswith(TLS):
+            return _dial_plain(target, how, request, buffer, timeout_s)
+        late = TargetError(f"target {target}: not connected within {timeout_s:.3g} s", "timeout")
         with limit(Deadline(timeout_s), late):
-            return _dial(target, how, request, buffer, timeout_s, certificates)
+            return _dial_tls(target, how, request, buffer, timeout_s, certificates)
     except (ConnectError, DialFailed) as error:
         raise TargetError(f"target {target}: {error}", error.code) from error
 
 
-def _dial(
+def _dial_plain(
+    target: str,
+    how: Destination,
+    request: ConnectRequest | None,
+    buffer: bytearray,
+    timeout_s: float,
+) -> SocketTarget:
+    sock: Any
+    if target.startswith(UNIX):
+        sock = connect_unix(target[len(UNIX) :], timeout_s)
+    else:
+        sock = connect_native(*split(target), timeout_s)
+    _introduce(sock, target, how, request)
+    return SocketTarget(sock, target, buffer)
+
+
+def _dial_tls(
     target: str,
     how: Destination,
     request: ConnectRequest | None,
     buffer: bytearray,
     timeout_s: float,
     certificates: Certificates,
-) -> Target:
-    if target.startswith(UNIX):
-        sock = connect_unix(target[len(UNIX) :], timeout_s)
-        _introduce(sock, target, how, request)
-        return SocketTarget(sock, target, buffer)
-    host, port = split(target)
-    if not target.startswith(TLS):
-        native = connect_native(host, port, timeout_s)
-        _introduce(native, target, how, request)
-        return SocketTarget(native, target, buffer)
+) -> TlsSocketTarget:
     # Before the connection: a service should not see one that cannot be used.
     context = _context(target, how, certificates)
+    host, port = split(target)
     sock = connect_tcp(host, port, timeout_s)
     _introduce(sock, target, how, request)
     place, without = join_host_port(host, port), "write the target without tls://"

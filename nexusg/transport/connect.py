@@ -14,7 +14,7 @@ from gevent.monkey import get_original
 
 from nexusg.transport.deadline import Deadline, limit
 from nexusg.transport.failure import ConnectError, connect_error, failure_code
-from nexusg.transport.resolve import resolve
+from nexusg.transport.resolve import known, resolve
 
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ UNIX_RETRY_S = 0.02
 # Probe an idle peer after 30 s, then every 10 s; three unanswered probes end the connection. This
 # is for connections without pings of their own, and keeps NAT entries alive.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+_NEAR_OPTIONS = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
 _OPTIONS = [
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    *_NEAR_OPTIONS,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
         (socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -44,6 +45,8 @@ _OPTIONS = [
     ),
 ]
 _NativeSocket: Any = get_original("socket", "socket")
+_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # on Linux it spares a system call
+_HOST_ITSELF = ("127.", "::1")
 
 
 def join_host_port(host: str, port: int) -> str:
@@ -71,12 +74,19 @@ def connect_native(host: str, port: int, timeout_s: float) -> Any:
     """
     place = join_host_port(host, port)
     deadline = Deadline(timeout_s)
-    late = ConnectError(f"looking up {host} took longer than {timeout_s:.3g} s", "timeout")
-    with limit(deadline, late):
-        addresses = resolve(host, port)
+    addresses = known(host, port)
+    if not addresses:
+        late = ConnectError(f"looking up {host} took longer than {timeout_s:.3g} s", "timeout")
+        with limit(deadline, late):
+            addresses = resolve(host, port)
+    pending: dict[int, Any] = {}
+    failures: list[OSError] = []
+    # On the loopback that is all, so nothing is set up to wait.
+    if winner := _begin(addresses.pop(0), pending, failures):
+        return winner
     late = ConnectError(f"connecting to {place} took longer than {timeout_s:.3g} s", "timeout")
     with limit(deadline, late):
-        return _race(addresses, place)
+        return _race(addresses, pending, failures, place)
 
 
 def connect_udp(host: str, port: int, timeout_s: float) -> socket.socket:
@@ -135,14 +145,13 @@ def closed_on_error(sock: socket.socket) -> Iterator[None]:
         raise
 
 
-def _race(addresses: list[SocketAddress], place: str) -> Any:
+def _race(
+    waiting: list[SocketAddress], pending: dict[int, Any], failures: list[OSError], place: str
+) -> Any:
     """The first connection that succeeds, each address with a head start on the next (RFC 8305).
 
     One greenlet waits for all of them, so a time limit leaves nothing behind.
     """
-    waiting = list(addresses)
-    pending: dict[int, Any] = {}
-    failures: list[OSError] = []
     try:
         while waiting or pending:
             if waiting and (winner := _begin(waiting.pop(0), pending, failures)):
@@ -160,15 +169,17 @@ def _race(addresses: list[SocketAddress], place: str) -> Any:
 def _begin(target: SocketAddress, pending: dict[int, Any], failures: list[OSError]) -> Any:
     """Begin to connect; the socket if that is done already, as it is on the loopback."""
     try:
-        sock = _NativeSocket(target.family, socket.SOCK_STREAM)
+        sock = _NativeSocket(target.family, socket.SOCK_STREAM | _NONBLOCK)
     except OSError as error:
         failures.append(error)
         return None
     number = sock.fileno()
     pending[number] = sock
-    for option in _OPTIONS:
+    # The host itself needs no probes: its kernel knows when a connection ends.
+    for option in _NEAR_OPTIONS if target.address[0].startswith(_HOST_ITSELF) else _OPTIONS:
         sock.setsockopt(*option)
-    sock.setblocking(False)
+    if sock.gettimeout() != 0.0:
+        sock.setblocking(False)
     code = sock.connect_ex(target.address)
     if code == errno.EINPROGRESS:
         code = sock.connect_ex(target.address)  # which spares a turn of the loop

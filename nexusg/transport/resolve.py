@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ MAX_LOOKUPS = 8
 MAX_ADDRESSES = 16
 
 _lookups = Semaphore(MAX_LOOKUPS)
+# The same few targets are dialled for every stream.
+_parse = functools.lru_cache(256)(ipaddress.ip_address)
 
 
 class SocketAddress(NamedTuple):
@@ -33,23 +36,30 @@ class SocketAddress(NamedTuple):
 def resolve(host: str, port: int) -> list[SocketAddress]:
     """The addresses of a host in the order to try them, IPv6 and IPv4 in turn (RFC 8305 section 4).
 
-    Literals and ``localhost`` (RFC 6761 section 6.3) need no look-up, so a local service stays
-    reachable while the name server hangs. Raises ConnectError with code ``dns``, or
-    ``unreachable`` for the zone of an interface that does not exist. Blocks.
+    Raises ConnectError with code ``dns``, or as `known` does. Blocks.
+    """
+    return known(host, port) or _take_turns(_look_up(host, port))[:MAX_ADDRESSES]
+
+
+def known(host: str, port: int) -> list[SocketAddress]:
+    """The addresses of a host that needs no look-up, or none. Never blocks.
+
+    Literals and ``localhost`` (RFC 6761 section 6.3) need none, so a local service stays reachable
+    while the name server hangs. Raises ConnectError with code ``unreachable`` for the zone of an
+    interface that does not exist.
     """
     if host.rstrip(".").lower() == "localhost":
         return [_literal("::1", port), _literal("127.0.0.1", port)]
     try:
         return [_literal(host, port)]
     except ValueError:
-        pass  # a name
+        return []  # a name
     except OSError as error:
         raise ConnectError(f"cannot connect to {host}: {words(error)}", "unreachable") from error
-    return _take_turns(_look_up(host, port))[:MAX_ADDRESSES]
 
 
 def _literal(host: str, port: int) -> SocketAddress:
-    address = ipaddress.ip_address(host)
+    address = _parse(host)
     if isinstance(address, ipaddress.IPv4Address):
         return SocketAddress(socket.AF_INET, (host, port))
     scope = socket.if_nametoindex(address.scope_id) if address.scope_id else 0

@@ -50,15 +50,19 @@ def test_places() -> None:
     assert join_host_port("::1", 80) == "[::1]:80"
 
 
-def test_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("near", [True, False])
+def test_connecting(monkeypatch: pytest.MonkeyPatch, near: bool) -> None:
+    """Whoever is on this host needs no probes to find out that the other end has gone."""
+    if not near:
+        monkeypatch.setattr(module, "_HOST_ITSELF", ())
     with serving(answering(b"hello")) as server:
         sock = connect_tcp("127.0.0.1", server.port, 5)
         sock.sendall(b"x\r\n\r\n")
         assert sock.recv(10) == b"hello"
         assert sock.gettimeout() is None
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        if hasattr(socket, "TCP_KEEPIDLE"):
+        assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is not near
+        if hasattr(socket, "TCP_KEEPIDLE") and not near:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
         sock.close()
 
