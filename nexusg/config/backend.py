@@ -30,6 +30,7 @@ from .setting import (
     unique,
 )
 from .socks5 import Socks5Auth
+from .tls import RelayTls
 
 
 if TYPE_CHECKING:
@@ -120,53 +121,6 @@ class FlowControl(Settings):
         if not low < high < top:
             text = f"lowWaterMark ({low}) < highWaterMark ({high}) < maxBuffer ({top}) must hold"
             yield Finding((), text, involves=("lowWaterMark", "highWaterMark", "maxBuffer"))
-
-
-@dataclass(frozen=True, slots=True)
-class RelayTls(Settings):
-    """TLS towards the relay."""
-
-    ca_file: str | None = setting(
-        "caFile",
-        Kind.TEXT,
-        None,
-        "PEM certificates to trust instead of the system's.",
-        expand=True,
-        example="/etc/nexusg/ca.pem",
-    )
-    cert_file: str | None = setting(
-        "certFile",
-        Kind.TEXT,
-        None,
-        "A PEM client certificate with its chain.",
-        expand=True,
-        example="/etc/nexusg/client.pem",
-    )
-    key_file: str | None = setting(
-        "keyFile",
-        Kind.TEXT,
-        None,
-        "Its PEM key, if that is not in the same file.",
-        expand=True,
-        example="/etc/nexusg/client.key",
-    )
-    server_name: str | None = setting(
-        "serverName",
-        Kind.TEXT,
-        None,
-        "The name to ask for and to verify instead of the address's host.",
-        example="relay.example.com",
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("ca_file", "cert_file", "key_file", "server_name"):
-            self._set(**{name: getattr(self, name) or None})
-
-    def findings(self) -> Iterator[Finding]:
-        """A key belongs to a certificate."""
-        if self.key_file and not self.cert_file:
-            text = "needs a certFile"
-            yield Finding(("keyFile",), text, involves=("keyFile", "certFile"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,65 +22,11 @@ from .setting import (
     setting,
     unique,
 )
+from .tls import CERTIFICATE, TargetTls
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-_CERTIFICATE = ("certFile", "keyFile")
-
-
-@dataclass(frozen=True, slots=True)
-class TargetTls(Settings):
-    """TLS towards a local service, for the targets that begin with ``tls://``."""
-
-    ca_file: str | None = setting(
-        "caFile",
-        Kind.TEXT,
-        None,
-        "PEM certificates to trust instead of the system's.",
-        expand=True,
-        example="/etc/nexusg/service-ca.pem",
-    )
-    cert_file: str | None = setting(
-        "certFile",
-        Kind.TEXT,
-        None,
-        "A PEM client certificate with its chain.",
-        expand=True,
-        example="/etc/nexusg/client.pem",
-    )
-    key_file: str | None = setting(
-        "keyFile",
-        Kind.TEXT,
-        None,
-        "Its PEM key, if that is not in the same file.",
-        expand=True,
-        example="/etc/nexusg/client.key",
-    )
-    server_name: str | None = setting(
-        "serverName",
-        Kind.TEXT,
-        None,
-        "The name to ask for and to verify instead of the target's host.",
-        example="service.internal",
-    )
-    verify: bool = setting(
-        "verify", Kind.BOOLEAN, True, "Whether the service must prove that it is the one meant."
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("ca_file", "cert_file", "key_file", "server_name"):
-            self._set(**{name: getattr(self, name) or None})
-
-    def findings(self) -> Iterator[Finding]:
-        """A key belongs to a certificate, and without verification TLS is worth little."""
-        if self.key_file and not self.cert_file:
-            yield Finding(("keyFile",), "needs a certFile", involves=_CERTIFICATE)
-        if not self.verify:
-            text = "is off: whoever sits between here and the service can answer in its place"
-            yield Finding(("verify",), text, fatal=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +66,9 @@ class TlsTerminate(Settings):
     def findings(self) -> Iterator[Finding]:
         """Nothing can be terminated without a certificate."""
         if self.key_file and not self.cert_file:
-            yield Finding(("keyFile",), "needs a certFile", involves=_CERTIFICATE)
+            yield Finding(("keyFile",), "needs a certFile", involves=CERTIFICATE)
         elif not self and self != TlsTerminate():
-            yield Finding((), "needs a certFile", involves=_CERTIFICATE)
+            yield Finding((), "needs a certFile", involves=CERTIFICATE)
 
 
 @dataclass(frozen=True, slots=True)

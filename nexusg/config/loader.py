@@ -16,15 +16,16 @@ from nexusg.errors import ConfigError
 
 from . import nodes
 from .attestation import Attestation
-from .backend import Backend, RelayTls
+from .backend import Backend
 from .checks import quoted
-from .destination import Destination, TargetTls, TlsTerminate
+from .destination import Destination, TlsTerminate
 from .expand import is_expanded
 from .model import Config
 from .report import Report
 from .secret import Secret
 from .setting import settings_of
 from .socks5 import Socks5Auth
+from .tls import RelayTls, TargetTls
 from .tpm import Tpm
 from .walker import Walker
 

@@ -20,13 +20,13 @@ from .backend import (
     Backend,
     FlowControl,
     HealthChecks,
-    RelayTls,
     UdpRoute,
 )
-from .destination import Destination, TargetHealth, TargetTls, TlsTerminate
+from .destination import Destination, TargetHealth, TlsTerminate
 from .mapping import PortMapping
 from .setting import Block, Finding, Kind, ListOf, Settings, block, listed, setting
 from .socks5 import Socks5Auth
+from .tls import RelayTls, TargetTls
 from .tpm import Tpm
 
 

@@ -19,7 +19,8 @@ from nexusg.transport.tls import TlsOptions, client_context, load_identity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from nexusg.config.destination import TargetTls, TlsTerminate
+    from nexusg.config.destination import TlsTerminate
+    from nexusg.config.tls import TargetTls
 
     _Stamp = tuple[int, int, int] | None
 

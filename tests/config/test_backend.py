@@ -223,10 +223,3 @@ def test_flow_control() -> None:
     for bad in (FlowControl(max_buffer=40), FlowControl(40, 50), FlowControl(low_water_mark=48)):
         [text] = texts(bad)
         assert text.endswith("must hold")
-
-
-def test_relay_tls() -> None:
-    assert RelayTls("", "", "", "") == RelayTls()
-    assert texts(RelayTls(key_file="a.key")) == ["needs a certFile"]
-    assert texts(RelayTls(cert_file="a.pem")) == []
-    assert texts(RelayTls(cert_file="a.pem", key_file="a.key")) == []

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nexusg.config.destination import Destination, TargetHealth, TargetTls, TlsTerminate
+from nexusg.config.destination import Destination, TargetHealth, TlsTerminate
+from nexusg.config.tls import TargetTls
 
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ def test_one_form() -> None:
     assert (made.targets, made.name) == (("b:1", "a:1"), "b:1, a:1")
     assert made.connect_timeout_s == 10.0
     assert len({made, Destination(("b:1", "a:1"))}) == 1
-    assert TargetTls("", "", "", "") == TargetTls()
     assert TlsTerminate("", "") == TlsTerminate()
     assert TargetHealth("", "") == TargetHealth()
 
@@ -71,14 +71,6 @@ def test_a_single_target_is_asked_for_a_path() -> None:
     assert found(Destination(("a:1",), health=often)) == [
         (("health",), False, "is not used, because there is one target and no path")
     ]
-
-
-def test_target_tls() -> None:
-    assert found(TargetTls()) == found(TargetTls(cert_file="a.pem", key_file="a.key")) == []
-    assert found(TargetTls(key_file="a.key")) == [(("keyFile",), True, "needs a certFile")]
-    [(path, fatal, text)] = found(TargetTls(verify=False))
-    assert (path, fatal) == (("verify",), False)
-    assert "can answer in its place" in text
 
 
 def test_termination() -> None:
