@@ -35,11 +35,13 @@ _NativeSocket: Any = get_original("socket", "socket")
 class Channel:
     """Plain bytes over a connected socket of gevent, which belongs to it."""
 
-    __slots__ = ("_rest", "_sock")
+    __slots__ = ("_rest", "_sock", "drained")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock: Any = sock
         self._rest: memoryview | bytes = b""  # on its way, and not taken by the kernel
+        #: Whether the last read took all there was, most likely.
+        self.drained = False
 
     def __enter__(self) -> Channel:
         return self
@@ -73,7 +75,9 @@ class Channel:
 
         Raises OSError, and BlockingIOError when there is nothing yet. Blocks before `unblock`.
         """
-        return self._sock.recv_into(buffer)  # type: ignore[no-any-return]
+        count: int = self._sock.recv_into(buffer)
+        self.drained = count < len(buffer)
+        return count
 
     @property
     def unsent(self) -> int:
@@ -120,7 +124,7 @@ class Channel:
 class TlsChannel(Channel):
     """The same in TLS. Call `handshake` first."""
 
-    __slots__ = ("_ended", "_failure", "_incoming", "_more", "_outgoing", "_raw", "_tls")
+    __slots__ = ("_ended", "_failure", "_incoming", "_more", "_outgoing", "_raw", "_short", "_tls")
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str) -> None:
         super().__init__(sock)
@@ -128,6 +132,7 @@ class TlsChannel(Channel):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
         self._raw = memoryview(bytearray(READ_BYTES))
         self._more = False  # there may be something to read without the kernel
+        self._short = False  # the kernel has given less than there was room for
         self._ended = False  # the peer has said in TLS that nothing comes any more
         self._failure: ssl.SSLError | None = None
 
@@ -155,6 +160,7 @@ class TlsChannel(Channel):
         """See Channel. An end without TLS's own word for it is one, too."""
         while not self._ended:
             if self._more and (count := self._open(buffer)):
+                self.drained = not self._more and self._short
                 return count
             if not self._ended and not self._receive():
                 break
@@ -178,6 +184,7 @@ class TlsChannel(Channel):
 
     def _receive(self) -> int:
         count: int = self._sock.recv_into(self._raw)
+        self._short = count < READ_BYTES
         if count:
             self._incoming.write(self._raw[:count])
             self._more = True

@@ -2,8 +2,8 @@
 
 It moves bytes and knows nothing of what they mean. Output piles up in the core during a turn of the
 loop and leaves in one write at its end, so that batches form by themselves and nothing waits for
-them; a batch that is full leaves at once. What the kernel does not take is kept here and written
-when it does, by the hub, so that no greenlet is needed to write.
+them; a batch that is full leaves at once. What the kernel does not take is written when it does, by
+the hub, so that no greenlet is needed to write.
 """
 
 from __future__ import annotations
@@ -102,14 +102,19 @@ class WsLink:
         return count
 
     def _receive(self, buffer: memoryview) -> int:
+        if self._channel.drained and self._reading:
+            self._wait_readable()  # rather than to be told that there is nothing
         while self._reading:
             try:
                 return self._channel.read_into(buffer)
             except BlockingIOError:
-                if self._readable is None:
-                    self._readable = watcher(self._channel, READ, _CLOSED)
-                wait(self._readable)
+                self._wait_readable()
         raise OSError(errno.ECANCELED, _STOPPED)
+
+    def _wait_readable(self) -> None:
+        if self._readable is None:
+            self._readable = watcher(self._channel, READ, _CLOSED)
+        wait(self._readable)
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -229,11 +234,7 @@ class WsLink:
     # The end ---------------------------------------------------------------------------------
 
     def stop_reading(self) -> None:
-        """Make the reader raise SessionLost while writing goes on. Never blocks.
-
-        The socket is not shut down for reading: the end of file would be a fatal error to TLS,
-        which writes nothing after one.
-        """
+        """Make the reader raise SessionLost while writing goes on. Never blocks."""
         self._reading = False
         if self._readable is not None:
             release(self._readable, _STOPPED)

@@ -181,6 +181,16 @@ def test_reading_without_waiting(ends: Ends) -> None:
         ends.read()
 
 
+def test_a_read_that_took_all_there_was(ends: Ends) -> None:
+    """Whoever reads may wait for more then, instead of asking in vain."""
+    assert not ends.channel.drained
+    ends.peer.sendall(b"abcdef")
+    assert ends.read(4) == b"abcd"
+    assert not ends.channel.drained
+    assert ends.read(4) == b"ef"
+    assert ends.channel.drained
+
+
 def test_writing_without_waiting(ends: Ends) -> None:
     """What the kernel does not take is kept, and goes on where it stopped."""
     channel = ends.channel
@@ -308,6 +318,7 @@ def test_the_end_in_words_of_tls(sealed: tuple[Ends, TlsServer]) -> None:
         server.tls.unwrap()
     ends.peer.sendall(data + server.outgoing.read())
     assert ends.read() == b"last"
+    assert not ends.channel.drained
     assert ends.read() == b""
     assert ends.read() == b""
 
@@ -328,6 +339,7 @@ def test_a_broken_record(sealed: tuple[Ends, TlsServer]) -> None:
     broken[-1] ^= 1
     ends.peer.sendall(broken)
     assert ends.read() == b"good"
+    assert not ends.channel.drained
     for _ in range(2):
         with pytest.raises(ssl.SSLError, match=r"(?i)bad.record.mac"):
             ends.read()

@@ -188,6 +188,27 @@ def test_reading_waits_for_something_to_read(linked: Linked) -> None:
     assert reader.get(timeout=AMPLE_S) == b"at last"
 
 
+def test_reading_does_not_ask_in_vain(linked: Linked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that there is nothing costs more than a turn of the loop."""
+    tried: list[int] = []
+    read_into = linked.link._channel.read_into
+    kind = type(linked.link._channel)
+
+    def counted(_: Channel, buffer: memoryview) -> int:
+        tried.append(len(buffer))
+        return read_into(buffer)
+
+    monkeypatch.setattr(kind, "read_into", counted)
+    linked.peer.sendall(b"hello")
+    assert linked.read() == b"hello"
+    reader = linked.spawn(linked.read)
+    gevent.sleep(MS)
+    assert not reader.ready()
+    linked.peer.sendall(b"again")
+    assert reader.get(timeout=AMPLE_S) == b"again"
+    assert len(tried) <= 3, "twice for the answers, and once if the first one was not there yet"
+
+
 def test_the_end_of_file_is_a_loss(linked: Linked) -> None:
     """Section 1.4: most sessions end without a close frame."""
     linked.peer.close()
