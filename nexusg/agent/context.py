@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nexusg.agent.flowtable import FlowTable, affordable
 from nexusg.agent.stats import Counters
-from nexusg.targets.base import READ_BYTES
+from nexusg.transport.channel import READ_BYTES
 
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Context:
     #: IDs of the streams that are known to be waited for by their user, however idle they look.
     at_work: set[str] = dataclasses.field(default_factory=set)
     flows: FlowTable = dataclasses.field(init=False)  #: those of the streams that are UDP flows
-    #: The one buffer that all local services are read into; used up before the next switch.
+    #: The one buffer that relays and local services are read into; used up before the next switch.
     buffer: bytearray = dataclasses.field(default_factory=lambda: bytearray(READ_BYTES))
     clock: Callable[[], float] = time.monotonic
     rng: Callable[[], float] = random.random

@@ -118,7 +118,8 @@ class Session:
         started = self.context.clock()
         timeout_s = self.backend.attestation.timeout_s
         token = self.provider.get_token(request_for(self.backend, Stage.HANDSHAKE), timeout_s)
-        upgraded = open_link(self.relay, tls=_tls_options(self.backend.tls))
+        tls, buffer = _tls_options(self.backend.tls), self.context.buffer
+        upgraded = open_link(self.relay, tls=tls, buffer=buffer)
         now = self.context.clock()
         self.core = AgentSession(
             now=now,

@@ -20,6 +20,7 @@ Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may lack l
 # The deepest path of a real file (the TLS of a target under hosts) has eight levels. CSafeLoader
 # composes recursively in C and ends the process somewhere between 20 000 and 100 000 levels.
 MAX_DEPTH = 50
+_TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 # What an alias stands for counts each time: this ends "billion laughs". A 1 MiB file has about
 # 70 000 nodes if it holds nothing but host names and targets.
 MAX_NODES = 100_000
@@ -179,7 +180,7 @@ def _check_depth(text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise Broken(_mark(event.start_mark), f"is nested deeper than {MAX_DEPTH} levels")
+                raise Broken(_mark(event.start_mark), _TOO_DEEP)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.DocumentEndEvent):
@@ -187,6 +188,8 @@ def _check_depth(text: str) -> None:
 
 
 def _syntax_error(error: yaml.MarkedYAMLError) -> Broken:
+    if "nesting depth" in (error.problem or ""):  # of libyaml itself, where it has a limit
+        return Broken(_mark(error.problem_mark), _TOO_DEEP)
     problem = re.sub(r"(alias|handle|anchor) .*", r"\1", error.problem or "cannot be read")
     text = f"YAML syntax: {problem}"
     if error.context and error.context_mark:

@@ -122,15 +122,25 @@ class Channel:
 
 
 class TlsChannel(Channel):
-    """The same in TLS. Call `handshake` first."""
+    """The same in TLS. Call `handshake` first.
+
+    ``buffer`` is what the kernel's bytes are read into. Nothing stays in it from one switch of
+    greenlets to the next, so one is enough for everything that reads in a thread.
+    """
 
     __slots__ = ("_ended", "_failure", "_incoming", "_more", "_outgoing", "_raw", "_short", "_tls")
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        server_name: str,
+        buffer: bytearray | None = None,
+    ) -> None:
         super().__init__(sock)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
-        self._raw = memoryview(bytearray(READ_BYTES))
+        self._raw = memoryview(buffer if buffer is not None else bytearray(READ_BYTES))
         self._more = False  # there may be something to read without the kernel
         self._short = False  # the kernel has given less than there was room for
         self._ended = False  # the peer has said in TLS that nothing comes any more
@@ -184,7 +194,7 @@ class TlsChannel(Channel):
 
     def _receive(self) -> int:
         count: int = self._sock.recv_into(self._raw)
-        self._short = count < READ_BYTES
+        self._short = count < len(self._raw)
         if count:
             self._incoming.write(self._raw[:count])
             self._more = True

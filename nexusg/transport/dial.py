@@ -58,10 +58,12 @@ def open_link(
     tls: TlsOptions = SYSTEM_TRUST,
     timeout_s: float = DIAL_TIMEOUT_S,
     environ: Mapping[str, str] | None = None,
+    buffer: bytearray | None = None,
 ) -> Upgraded:
     """Connect to the relay at a wss:// or ws:// URL and upgrade (PROTOCOL.md section 1.1).
 
-    ``environ`` names proxies, and is the process's own if not given. Raises DialFailed, whose code
+    ``environ`` names proxies, and is the process's own if not given; ``buffer`` is that of a
+    `TlsChannel`. Raises DialFailed, whose code
     and text name the step that failed or hung, or UpgradeRefused. Whatever is raised, no socket
     stays open. Blocks.
     """
@@ -77,7 +79,7 @@ def open_link(
         if context:
             with limit(deadline, _late("did not finish the TLS handshake", address, timeout_s)):
                 name = tls.server_name or address.host
-                channel = open_channel(sock, context, name, place=address.place)
+                channel = open_channel(sock, context, name, buffer, place=address.place)
         with limit(deadline, _late("did not answer the upgrade", address, timeout_s)):
             leftover = upgrade(channel, address)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS

@@ -111,14 +111,19 @@ def wrap(
 
 
 def open_channel(
-    sock: socket.socket, context: ssl.SSLContext, server_name: str, *, place: str
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    server_name: str,
+    buffer: bytearray | None,
+    *,
+    place: str,
 ) -> TlsChannel:
     """Shake hands as `wrap` does, for a connection that carries much: see `TlsChannel`. Blocks.
 
     Raises DialFailed with code ``tls``; the socket is closed then.
     """
     with closed_on_error(sock), connection_errors(place, "tls"):
-        channel = TlsChannel(sock, context, _known_name(server_name))
+        channel = TlsChannel(sock, context, _known_name(server_name), buffer)
         channel.handshake()
         return channel
 

@@ -8,7 +8,7 @@ from nexusg.agent.budget import Budget
 from nexusg.agent.context import Context
 from nexusg.agent.tasks import Tasks
 from nexusg.config.model import Config, Limits
-from nexusg.targets.base import READ_BYTES
+from nexusg.transport.channel import READ_BYTES
 
 
 def make() -> Context:

@@ -55,12 +55,12 @@ def test_handlers_are_given_back() -> None:
     before = {number: signal.getsignal(number) for number in ALL}
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, mine)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     try:
         with Signals():
             pass
         assert signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL
         assert signal.getsignal(signal.SIGHUP) is mine
-        assert signal.getsignal(signal.SIGINT) == before[signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     finally:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusg.transport.channel import READ_BYTES, RECORD_BYTES, Channel, TlsChannel
+from tests.transport.pairs import AMPLE_S, CLOG_BYTES, tcp_pair
 
 
 if TYPE_CHECKING:
@@ -21,26 +22,7 @@ if TYPE_CHECKING:
 
     from tests.support.certs import Authority
 
-#: Long enough never to be reached by a passing test.
-AMPLE_S = 5.0
-#: More than the kernel takes for a peer that does not read, whose buffers do not grow.
-CLOG_BYTES = 2 * 1024 * 1024
-BUFFER_BYTES = 64 * 1024
-
 pytestmark = pytest.mark.usefixtures("no_socket_left")
-
-
-def tcp_pair() -> tuple[Any, Any]:
-    """Two ends of a TCP connection with small buffers."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(1)
-        ours = socket.create_connection(listener.getsockname())
-        theirs, _ = listener.accept()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-    theirs.settimeout(AMPLE_S)
-    return ours, theirs
 
 
 def trusting(authority: Authority) -> ssl.SSLContext:

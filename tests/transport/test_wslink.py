@@ -21,19 +21,13 @@ from nexusg.transport.channel import Channel, TlsChannel
 from nexusg.transport.wslink import BATCH_BYTES, READ_COST_BYTES, TURN_BYTES, WsLink
 from tests.conftest import MS
 from tests.support.clock import FakeClock
+from tests.transport.pairs import AMPLE_S, CLOG_BYTES, tcp_pair
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.support.certs import Authority
-
-#: Long enough never to be reached by a passing test.
-AMPLE_S = 5.0
-
-#: More than the kernel takes for a peer that does not read, whose buffers do not grow.
-CLOG_BYTES = 2 * 1024 * 1024
-BUFFER_BYTES = 64 * 1024
 
 
 class FakeOutput:
@@ -128,13 +122,7 @@ class Linked:
 @contextmanager
 def plain_link() -> Iterator[Linked]:
     """A link over a plain TCP connection."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(1)
-        ours = socket.create_connection(listener.getsockname())
-        theirs, _ = listener.accept()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    ours, theirs = tcp_pair()
     linked = Linked(Channel(ours), theirs)
     yield linked
     linked.stop()
