@@ -19,8 +19,6 @@ from gevent.socket import SHUT_RDWR
 
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from gevent import socket
 
 #: What one read takes of what the kernel has, ten records of TLS. More would be a little cheaper,
@@ -42,17 +40,6 @@ class Channel:
         self._rest: memoryview | bytes = b""  # on its way, and not taken by the kernel
         #: Whether the last read took all there was, most likely.
         self.drained = False
-
-    def __enter__(self) -> Channel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def tls_version(self) -> str | None:

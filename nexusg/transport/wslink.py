@@ -78,6 +78,7 @@ class WsLink:
         self._over = Event()  # closed, or failed
         self._flushed = Event()
         self._waiting: collections.deque[Event] = collections.deque()
+        self._invited = 0  # let in, and not running yet: nobody may come before them
         self._scheduled = False  # the end of this turn of the loop will be seen
         self._read_bytes = self._written_bytes = 0  # in this turn
 
@@ -121,7 +122,7 @@ class WsLink:
     @property
     def full(self) -> bool:
         """Whether whoever has more to send should `wait_for_room` first."""
-        return self._blocked or self._written_bytes >= TURN_BYTES
+        return self._blocked or self._invited > 0 or self._written_bytes >= TURN_BYTES
 
     def flush(self) -> None:
         """There is output: have it written, at the end of this turn at the latest. Never blocks."""
@@ -142,7 +143,13 @@ class WsLink:
             place = Event()
             self._waiting.append(place)
             self._see_turn()
-            place.wait()
+            try:
+                place.wait()
+            finally:
+                if place.is_set():
+                    self._invited -= 1
+                else:
+                    place.set()  # killed: the place is nobody's
 
     def wait_broken(self) -> None:
         """Return when the link is closed. Raises SessionLost when a write has failed. Blocks."""
@@ -227,9 +234,15 @@ class WsLink:
         if not self._blocked:
             for _ in range(TURN_BYTES // BATCH_BYTES):
                 if self._waiting:
-                    self._waiting.popleft().set()
+                    self._invite()
             if self._waiting:  # whoever is let in may have nothing to add
                 self._see_turn()
+
+    def _invite(self) -> None:
+        place = self._waiting.popleft()
+        if not place.is_set():
+            self._invited += 1
+            place.set()
 
     # The end ---------------------------------------------------------------------------------
 
@@ -252,7 +265,7 @@ class WsLink:
             self._over.set()
             self._flushed.set()
             while self._waiting:
-                self._waiting.popleft().set()
+                self._invite()
 
     def disown(self) -> None:
         """In a child of fork: make the descriptor lead nowhere, whoever still uses it. No bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket as stdlib
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -87,7 +88,7 @@ class TlsServer:
 def plain() -> Iterator[Ends]:
     """A plain channel."""
     ours, theirs = tcp_pair()
-    with Channel(ours) as channel, theirs:
+    with closing(Channel(ours)) as channel, theirs:
         yield Ends(channel, theirs)
 
 
@@ -100,7 +101,7 @@ def sealed(
     with theirs:
         server = TlsServer(authority, theirs, request.param)
         shaking = Greenlet.spawn(server.shake)
-        with TlsChannel(ours, trusting(authority), "localhost") as channel:
+        with closing(TlsChannel(ours, trusting(authority), "localhost")) as channel:
             channel.handshake()
             shaking.get(timeout=AMPLE_S)
             yield Ends(channel, theirs), server
@@ -114,7 +115,7 @@ def ends(request: pytest.FixtureRequest, authority: Authority) -> Iterator[Ends]
         return
     ours, theirs = tcp_pair()
     server = Greenlet.spawn(authority.server_context().wrap_socket, theirs, server_side=True)
-    with TlsChannel(ours, trusting(authority), "localhost") as channel:
+    with closing(TlsChannel(ours, trusting(authority), "localhost")) as channel:
         channel.handshake()
         with server.get(timeout=AMPLE_S) as peer:
             yield Ends(channel, peer)
@@ -201,7 +202,7 @@ def test_whatever_the_sizes(sizes: list[int], chunk: int) -> None:
     authority = test_whatever_the_sizes.authority  # type: ignore[attr-defined]
     ours, theirs = socket.socketpair()
     server = Greenlet.spawn(authority.server_context().wrap_socket, theirs, server_side=True)
-    with TlsChannel(ours, trusting(authority), "localhost") as channel:
+    with closing(TlsChannel(ours, trusting(authority), "localhost")) as channel:
         channel.handshake()
         with server.get(timeout=AMPLE_S) as peer:
             channel.unblock()
@@ -344,7 +345,7 @@ def test_a_refused_certificate_is_said_to_the_peer(
     stranger: Authority, authority: Authority
 ) -> None:
     ours, theirs = tcp_pair()
-    with theirs, TlsChannel(ours, trusting(authority), "localhost") as channel:
+    with theirs, closing(TlsChannel(ours, trusting(authority), "localhost")) as channel:
         server = TlsServer(stranger, theirs, ssl.TLSVersion.TLSv1_3)
         shaking = Greenlet.spawn(_failing, server.shake)
         with pytest.raises(ssl.SSLCertVerificationError):
@@ -356,7 +357,7 @@ def test_a_peer_that_goes_during_the_handshake(authority: Authority) -> None:
     ours, theirs = tcp_pair()
     theirs.shutdown(socket.SHUT_WR)
     channel = TlsChannel(ours, trusting(authority), "localhost")
-    with theirs, channel, pytest.raises(ssl.SSLEOFError):
+    with theirs, closing(channel), pytest.raises(ssl.SSLEOFError):
         channel.handshake()
 
 
@@ -365,7 +366,7 @@ def test_a_refusal_that_nobody_hears(
 ) -> None:
     """The error that counts is TLS's own, not that of the alert."""
     ours, theirs = tcp_pair()
-    with theirs, TlsChannel(ours, trusting(authority), "localhost") as channel:
+    with theirs, closing(TlsChannel(ours, trusting(authority), "localhost")) as channel:
         server = TlsServer(stranger, theirs, ssl.TLSVersion.TLSv1_3)
         receive = channel._receive
 

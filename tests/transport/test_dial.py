@@ -122,8 +122,7 @@ def test_a_wsproto_server_that_speaks_at_once() -> None:
 
 
 def test_the_socket_is_ready_for_use() -> None:
-    with serving(accepting()) as server, open_link(server.url()).channel as channel:
-        sock = channel._sock
+    with serving(accepting()) as server, open_link(server.url()).channel._sock as sock:
         assert sock.gettimeout() is None
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):

@@ -372,6 +372,21 @@ def test_who_is_let_in_need_not_add_anything(plain: Linked) -> None:
     assert len(gevent.joinall(waiters, timeout=AMPLE_S)) == 5
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_nobody_comes_before_those_who_are_let_in(plain: Linked, killed: bool) -> None:
+    """Each may add a batch whatever the link is then, so a third one would be one too many for
+    what a control message waits behind."""
+    waiters = [plain.spawn(plain.link.wait_for_room) for _ in range(2)]
+    gevent.sleep(0)
+    plain.link._turn()
+    assert not plain.link._waiting
+    assert plain.link.full
+    if killed:
+        gevent.killall(waiters, block=False)
+    gevent.joinall(waiters, timeout=AMPLE_S)
+    assert not plain.link.full
+
+
 def test_a_killed_waiter_holds_nobody_up(plain: Linked) -> None:
     plain.clog()
     waiters = [plain.spawn(plain.link.wait_for_room) for _ in range(3)]
